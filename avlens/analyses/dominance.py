@@ -1,0 +1,181 @@
+"""Modality dominance score (MDS): do later video or later audio tokens read a sink?
+
+For a sink at position s, let v(s) be the mean attention that the video queries after s pay to it, over queries and
+heads, and a(s) that of the audio queries. Then
+
+    MDS(s) = (v(s) - a(s)) / (v(s) + a(s)),   in [-1, 1].
+
++1: only video reads the sink; -1: only audio; 0: both alike (a cross-modal sink).
+
+Source: Jung et al. 2026, "Probing Cross-modal Information Hubs in Audio-Visual LLMs", arXiv:2605.10815; its released code,
+logic/sink.py:58-143, direction "future_looks_sink", and causal_tracing_modality_sink.py:84-105 (the split).
+
+Differs from the released code: a sink that no later audio or video token reads scores NaN. There 1e-9 in the denominator
+makes it score 0, which cannot be told from a perfectly cross-modal sink. Sums are in fp32, there in bf16. A sink that only
+one modality can still read scores +-1 whatever the model does; `one_sided` tells which those are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from avlens.cache import AVCache, Reduction, attention_received
+from avlens.errors import MissingActivationError, PositionError
+from avlens.tokens import Modality, TokenMap, TokenSet
+
+Method = Literal["median", "sign", "band", "quantile"]
+
+
+@dataclass(frozen=True, eq=False)
+class ModalityDominance:
+    """MDS of each sink in each layer.
+
+    Attributes:
+        score: In [-1, 1]; NaN where nothing later reads the sink.
+        from_video: Mean attention of later video queries; NaN where there are none.
+        from_audio: The same of audio.
+        one_sided: Whether only one modality has queries after the sink, so that its score is +-1 mechanically.
+        sinks: The positions scored, in the order of the columns.
+        layers: The block of each row, 0-based.
+        made_by: What made it.
+    """
+
+    score: Float[Tensor, "layer sink"]
+    from_video: Float[Tensor, "layer sink"]
+    from_audio: Float[Tensor, "layer sink"]
+    one_sided: Bool[Tensor, " sink"]
+    sinks: TokenSet
+    layers: tuple[int, ...]
+    made_by: Mapping[str, Any]
+
+    @property
+    def mean(self) -> Float[Tensor, " sink"]:
+        """Each sink's mean score over the layers in which it has one; NaN if none."""
+        return self.score.nanmean(0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per sink."""
+        frame = self.sinks.tokens.to_frame().loc[list(self.sinks), ["label", "modality", "start", "end"]]
+        frame["mds"], frame["one_sided"] = self.mean.numpy(), self.one_sided.numpy()
+        for i, layer in enumerate(self.layers):
+            frame[f"layer {layer}"] = self.score[i].numpy()
+        return frame
+
+    def __repr__(self) -> str:
+        scored = int((~self.mean.isnan()).sum())
+        return f"ModalityDominance({scored} of {len(self.sinks)} sinks scored in {len(self.layers)} layers)"
+
+
+def modality_dominance(cache: AVCache, sinks: TokenSet) -> ModalityDominance:
+    """Score `sinks` in every layer that the cache holds.
+
+    Args:
+        cache: Holds `pattern`, or what `read_by_modality(tokens)` keeps of it.
+        sinks: Positions to score.
+
+    Raises:
+        MissingActivationError: If the cache holds neither.
+        BatchError: If it holds several prompts.
+        PositionError: If `sinks` belongs to a prompt of another layout.
+    """
+    tokens = cache.tokens
+    tokens.check_own(sinks)
+    layers = cache.layers("pattern.by_video") or cache.layers("pattern")
+    if not layers:
+        raise MissingActivationError(
+            "this cache holds no pattern. Run again with run_with_cache(inputs, names_filter=['pattern']), or, to keep no "
+            "pattern, with names_filter=[], reductions=read_by_modality(inputs.tokens)."
+        )
+    v = torch.stack([_mean_received(cache, layer, tokens.video, "by_video", sinks) for layer in layers])
+    a = torch.stack([_mean_received(cache, layer, tokens.audio, "by_audio", sinks) for layer in layers])
+    score = (v.nan_to_num() - a.nan_to_num()) / (v.nan_to_num() + a.nan_to_num())
+    return ModalityDominance(score, v, a, v.isnan()[0] != a.isnan()[0], sinks, tuple(layers), cache.made_by)
+
+
+def read_by_modality(tokens: TokenMap) -> list[Reduction]:
+    """Keep, instead of patterns, the attention that later video and later audio queries pay to each position."""
+    return [attention_received(tokens.video, "by_video"), attention_received(tokens.audio, "by_audio")]
+
+
+@dataclass(frozen=True, eq=False)
+class Hubs:
+    """Sinks split by whom they are read.
+
+    Attributes:
+        uni: Audio and video sinks that their own modality reads (relatively) more.
+        cross: Those that the other modality reads (relatively) more: cross-modal hubs.
+        unscored: Those that nothing later reads.
+        method: How they were split.
+    """
+
+    uni: TokenSet
+    cross: TokenSet
+    unscored: TokenSet
+    method: str
+
+    def __repr__(self) -> str:
+        return f"Hubs({len(self.uni)} uni, {len(self.cross)} cross, {len(self.unscored)} unscored; {self.method})"
+
+
+def split_sinks(
+    dominance: ModalityDominance, method: Method = "median", *, band: float = 0.3, quantile: float = 0.5
+) -> Hubs:
+    """Split audio and video sinks, each within its modality, by their mean score towards their own modality.
+
+    Args:
+        dominance: Scores; sinks of neither modality are left out.
+        method: `median`, the paper's tables: the half with the higher score towards its own modality is uni, the other
+            (with the odd one) cross. `sign`: cross if the score is towards the other modality. `band`: cross if
+            |score| <= `band`. `quantile`: the top `quantile` towards its own modality is uni.
+        band: Half-width for `band`.
+        quantile: Share for `quantile`, in [0, 1].
+
+    Raises:
+        PositionError: If there is no such method, or the quantile is no share.
+    """
+    if method not in ("median", "sign", "band", "quantile"):
+        raise PositionError(f"method is {method!r}. Split by 'median', 'sign', 'band' or 'quantile'.")
+    if not 0 <= quantile <= 1:
+        raise PositionError(f"quantile is {quantile}. Pass a share between 0 and 1.")
+    uni, cross, unscored = [], [], []
+    kinds = dominance.sinks.tokens.modality[dominance.sinks.positions]
+    for kind, towards_own in ((Modality.VIDEO, dominance.mean), (Modality.AUDIO, -dominance.mean)):
+        mine = (kinds == kind).nonzero()[:, 0]
+        scored = mine[~towards_own[mine].isnan()]
+        unscored += dominance.sinks.positions[mine[towards_own[mine].isnan()]].tolist()
+        is_uni = _is_uni(towards_own[scored], method, band, quantile)
+        uni += dominance.sinks.positions[scored[is_uni]].tolist()
+        cross += dominance.sinks.positions[scored[~is_uni]].tolist()
+    tokens = dominance.sinks.tokens
+    said = {"band": f"band {band}", "quantile": f"quantile {quantile}"}.get(method, method)
+    return Hubs(tokens.at(uni), tokens.at(cross), tokens.at(unscored), said)
+
+
+def _is_uni(towards_own: Float[Tensor, " sink"], method: Method, band: float, quantile: float) -> Bool[Tensor, " sink"]:
+    if method == "sign":
+        return towards_own > 0
+    if method == "band":
+        return towards_own.abs() > band
+    share = 0.5 if method == "median" else quantile
+    ranked = towards_own.argsort(descending=True, stable=True)
+    uni = torch.zeros(len(towards_own), dtype=torch.bool)
+    uni[ranked[: int(len(ranked) * share)]] = True
+    return uni
+
+
+def _mean_received(
+    cache: AVCache, layer: int, queries: TokenSet, label: str, sinks: TokenSet
+) -> Float[Tensor, " sink"]:
+    """Mean attention over heads and later queries that `queries` pay to each sink; NaN where none is later."""
+    if layer in cache.layers(f"pattern.{label}"):
+        paid = cache[f"pattern.{label}", layer][0][:, sinks.positions].float().cpu()
+    else:
+        pattern = cache["pattern", layer][0][:, queries.positions][:, :, sinks.positions].float().cpu()
+        paid = (pattern * (queries.positions[:, None] > sinks.positions)).sum(1)
+    count: Int[Tensor, " sink"] = (queries.positions[:, None] > sinks.positions).sum(0)
+    return torch.where(count > 0, paid.mean(0) / count.clamp(min=1), torch.nan)

@@ -1,0 +1,78 @@
+"""Attention as pure functions: fused, explicit, and explicit in chunks of query rows.
+
+With q, k, v split into heads, and g = heads / key-value heads,
+
+    scores[h, i, j] = q[h, i] . k[h // g, j] / sqrt(d_head),  -inf where i may not read j
+    pattern = softmax_j(scores),   z[h, i] = sum_j pattern[h, i, j] v[h // g, j]
+
+The heads that share a key are laid side by side as more query rows, so k and v are never copied. All functions
+take heads second: `[batch, head, pos, d_head]`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+CHUNK_BYTES = 8 * 2**20
+"""How large the scores of one chunk of query rows may be, in fp32."""
+
+Edit = Callable[[Tensor], Tensor]
+
+
+def fused(
+    q: Float[Tensor, "batch head query_pos d_head"],
+    k: Float[Tensor, "batch key_value_head key_pos d_head"],
+    v: Float[Tensor, "batch key_value_head key_pos d_head"],
+    visible: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
+    *,
+    causal: bool,
+) -> Float[Tensor, "batch head query_pos d_head"]:
+    """Attend by torch's fused kernel, which never holds the pattern."""
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def explicit(
+    q: Float[Tensor, "batch head query_pos d_head"],
+    k: Float[Tensor, "batch key_value_head key_pos d_head"],
+    v: Float[Tensor, "batch key_value_head key_pos d_head"],
+    visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
+    *,
+    on_scores: Edit,
+    on_pattern: Edit,
+) -> Float[Tensor, "batch head query_pos d_head"]:
+    """Attend by way of the scores and the pattern, each handed to its edit on the way."""
+    scores = on_scores(attention_scores(q, k, visible))
+    pattern = on_pattern(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
+    groups = pattern.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+    return (groups @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+
+
+def attention_scores(
+    q: Float[Tensor, "batch head query_pos d_head"],
+    k: Float[Tensor, "batch key_value_head key_pos d_head"],
+    visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
+) -> Float[Tensor, "batch head query_pos key_pos"]:
+    """Scaled scores, -inf where a key is not visible."""
+    groups = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+    scores = (groups @ k.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    # In place: nothing else holds what the product made.
+    return scores.mul_(q.shape[-1] ** -0.5).masked_fill_(~visible, -torch.inf)
+
+
+def visible_keys(
+    query_index: Int[Tensor, " query_pos"], key_index: Int[Tensor, " key_pos"], padding: Int[Tensor, " batch"]
+) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
+    """Which keys each query may read: those not after it and not padding; a padding row reads only itself."""
+    q, k, pad = query_index[None, :, None], key_index[None, None, :], padding[:, None, None]
+    seen = (k <= q) & ((k >= pad) | (k == q)) if bool(padding.any()) else (k <= q)
+    return seen[:, None]
+
+
+def chunk_rows(n_heads: int, n_keys: int, n_queries: int) -> int:
+    """How many query rows to compute at once, so that their scores stay within `CHUNK_BYTES`."""
+    return max(1, min(n_queries, CHUNK_BYTES // (4 * n_heads * n_keys)))

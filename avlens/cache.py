@@ -1,0 +1,289 @@
+"""What did a run leave behind?
+
+An `AVCache` is TransformerLens's ActivationCache that knows its prompt. It holds activations under their full names
+and, under `name.label`, what a `Reduction` made of an activation while the model ran, so that the activation itself
+was never kept:
+
+    model.run_with_cache(inputs, names_filter=["resid_pre"], reductions=[attention_received(tokens.audio, "by_audio")])
+    cache["resid_pre", 3]      cache["pattern.by_audio", 3]
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from avlens import names
+from avlens.errors import BatchError, MissingActivationError
+from avlens.hooks import ActivationCache, FwdHook, HookPoint, key_positions, query_positions, rows_of
+from avlens.tokens import TokenMap, TokenSet
+
+
+class AVCache(ActivationCache):  # type: ignore[misc]
+    """Activations of one run, by TransformerLens's names.
+
+    Attributes:
+        token_maps: The TokenMap of each row.
+        made_by: What made it: model, prompt, options, versions.
+    """
+
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: Any,
+        token_maps: Sequence[TokenMap] = (),
+        made_by: Mapping[str, Any] | None = None,
+        calls: Mapping[str, tuple[Tensor, ...]] | None = None,
+    ) -> None:
+        super().__init__(cache_dict, model)
+        self.token_maps, self.made_by = tuple(token_maps), dict(made_by or {})
+        self._calls = dict(calls or {})
+
+    @property
+    def tokens(self) -> TokenMap:
+        """The TokenMap of the only prompt.
+
+        Raises:
+            BatchError: If the cache holds several prompts, or a run on bare token ids.
+        """
+        if len(self.token_maps) != 1:
+            raise BatchError(f"this cache holds {len(self.token_maps)} prompts. Choose one, such as cache.row(0).")
+        return self.token_maps[0]
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        """An activation by full name, or by short name and layer (negative counts from the end).
+
+        Raises:
+            MissingActivationError: If the cache does not hold it.
+        """
+        full = self._full_name(key)
+        if full in self.cache_dict:
+            return self.cache_dict[full]
+        try:
+            found: Tensor = super().__getitem__(key)
+        except (KeyError, TypeError, IndexError):
+            raise MissingActivationError(self._missing(full)) from None
+        return found
+
+    def layers(self, short: str) -> list[int]:
+        """The layers of which the cache holds an activation, by its short name (or `short.label` of a reduction)."""
+        found = {names.layer_of(name) for name in self.cache_dict if names.short_name(name) == short}
+        return sorted(layer for layer in found if layer is not None)
+
+    def calls(self, name: str) -> tuple[Tensor, ...]:
+        """What a hook point saw at each call: one tensor per sound or video for encoders, per step in decoding."""
+        return self._calls.get(name) or (self[name],)
+
+    def row(self, row: int) -> "AVCache":
+        """One prompt of a batch, without its padding, in memory of its own.
+
+        Raises:
+            BatchError: If there is no such row.
+        """
+        if not 0 <= row < len(self.token_maps):
+            raise BatchError(f"there is no row {row}: this cache holds {len(self.token_maps)} prompts.")
+        longest = max(len(tokens) for tokens in self.token_maps)
+        pad = longest - len(self.token_maps[row])
+        kept = {}
+        for name, tensor in self.cache_dict.items():
+            if tensor.shape[0] == len(self.token_maps):
+                kept[name] = _unpadded(name, tensor[row : row + 1], pad).clone()
+        return AVCache(kept, self.model, [self.token_maps[row]], self.made_by)
+
+    def at(self, tokens: TokenSet) -> dict[str, Tensor]:
+        """Each activation with a position axis, at these positions of the only prompt, in memory of its own.
+
+        An encoder's activations, whose positions are not the prompt's, are left out.
+        """
+        length = len(self.tokens)
+        found = {}
+        for name, tensor in self.cache_dict.items():
+            axis = _position_axis(name)
+            inside = name.split(".")[0] in ("blocks", "ln_final", "hook_embed", "hook_token_embed")
+            if inside and tensor.ndim > axis and tensor.shape[axis] >= length:
+                found[name] = tensor.index_select(axis, tokens.positions.to(tensor.device))
+        return found
+
+    def save(self, path: str | Path) -> None:
+        """Write activations, TokenMaps and what made them as one safetensors file."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.cache_dict.items()}
+        strings = []
+        for row, tokens in enumerate(self.token_maps):
+            strings.append({"strings": tokens.strings, "prompt": tokens.prompt})
+            tensors |= {f"tokens.{row}.{name}": getattr(tokens, name).clone() for name in _TOKEN_COLUMNS}
+        metadata = {"avlens": json.dumps({"token_maps": strings, "made_by": self.made_by}, default=str)}
+        # Tensors that share memory are written once each.
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Any = None) -> "AVCache":
+        """Read what `save` wrote; with the model, TransformerLens's methods that need weights work too."""
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads(file.metadata()["avlens"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        maps = []
+        for row, written in enumerate(meta["token_maps"]):
+            columns = {name: tensors.pop(f"tokens.{row}.{name}") for name in _TOKEN_COLUMNS}
+            maps.append(TokenMap(strings=tuple(written["strings"]), prompt=written["prompt"], **columns))
+        return cls(tensors, model, maps, meta["made_by"])
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the activations take."""
+        return sum(tensor.nbytes for tensor in self.cache_dict.values())
+
+    def __repr__(self) -> str:
+        shorts = dict.fromkeys(names.short_name(name) for name in self.cache_dict)
+        prompts = self.token_maps[0] if len(self.token_maps) == 1 else f"{len(self.token_maps)} prompts"
+        return f"AVCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB: {', '.join(shorts)}; {prompts})"
+
+    def _full_name(self, key: str | tuple[Any, ...]) -> str:
+        if isinstance(key, str):
+            return key
+        short, layer = key[0], key[1] if len(key) > 1 else None
+        stem, _, label = str(short).rpartition(".")
+        if layer is None or (short not in names.SITES and stem not in names.SITES):
+            return str(key)
+        layer = layer if layer >= 0 or self.model is None else self.model.cfg.n_layers + layer
+        return names.at(short, layer) if short in names.SITES else f"{names.at(stem, layer)}.{label}"
+
+    def _missing(self, full: str) -> str:
+        held = list(self.cache_dict)
+        such = f"which holds {len(held)} activations such as {held[0]!r}" if held else "which is empty"
+        return f"{full!r} is not in this cache, {such}. Run again with run_with_cache(inputs, names_filter=[..., {full!r}])."
+
+
+_TOKEN_COLUMNS = tuple(field.name for field in fields(TokenMap) if field.name not in ("strings", "prompt"))
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """What to keep of an activation instead of the activation, computed where it is made.
+
+    Attributes:
+        activation: Its short name.
+        label: Under which the result is kept: `cache["{activation}.{label}", layer]`.
+        fn: From the activation (or some query rows of it) and the hook point to the result, batch first.
+        combine: How results of chunks of query rows, or of decoding steps, become one: `cat` along positions, or `sum`.
+    """
+
+    activation: str
+    label: str
+    fn: Callable[[Tensor, HookPoint], Tensor]
+    combine: Literal["cat", "sum"] = "cat"
+
+
+def reduce(activation: str, label: str, fn: Callable[[Tensor], Tensor]) -> Reduction:
+    """Keep `fn` of an activation, such as its norm: one result per position, positions second."""
+    return Reduction(activation, label, lambda x, hook: fn(x))  # noqa: ARG005
+
+
+def attention_received(queries: TokenSet, label: str) -> Reduction:
+    """Keep, for each head and key, the sum of the attention that later `queries` pay to it: [batch, head, key_pos].
+
+    Strictly later: what a token pays to itself does not count. Rows of other layouts get 0.
+    """
+
+    def received(
+        pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
+    ) -> Float[Tensor, "batch head key_pos"]:
+        query, key = query_positions(hook, pattern, dim=2), key_positions(hook, pattern)
+        pattern = pattern.float()
+        asked = (queries.holds(query) & rows_of(hook, queries).to(query.device)[:, None]).float()
+        # Only keys from the first query row on can be a row's own or later ones.
+        clear = int((key[0] < query[0, 0]).sum())
+        later = query[0, :, None] > key[0, None, clear:]
+        before = torch.einsum("bq,bhqk->bhk", asked, pattern[..., :clear])
+        return torch.cat([before, torch.einsum("bq,bhqk->bhk", asked, pattern[..., clear:] * later)], dim=-1)
+
+    return Reduction("pattern", label, received, "sum")
+
+
+class Recorder:
+    """Hooks that keep activations and reductions of a run, then a cache of them."""
+
+    def __init__(
+        self, full_names: Sequence[str], reductions: Sequence[Reduction], device: Any, *, detach: bool
+    ) -> None:
+        self.device, self.detach = device, detach
+        self.parts: dict[str, list[Tensor]] = {}
+        self.full_names, self.reductions = list(full_names), list(reductions)
+        self.sums: set[str] = set()
+
+    def hooks(self) -> list[FwdHook]:
+        """What to run the model with."""
+        keep: list[FwdHook] = [(name, _Keep(self, name)) for name in self.full_names]
+        return keep + [(names.EveryLayer(r.activation), _Reduce(self, r)) for r in self.reductions]
+
+    def add(self, name: str, tensor: Tensor, *, total: bool = False) -> None:
+        """Keep one more part of an activation."""
+        tensor = tensor.detach() if self.detach else tensor
+        tensor = tensor if self.device is None else tensor.to(self.device)
+        parts = self.parts.setdefault(name, [])
+        if total and parts and parts[0].shape[-1] == tensor.shape[-1]:
+            parts[0] = parts[0] + tensor
+        elif total and parts:
+            parts[0] = F.pad(parts[0], (0, tensor.shape[-1] - parts[0].shape[-1])) + tensor
+        else:
+            parts.append(tensor)
+
+    def cache(self, model: Any, token_maps: Sequence[TokenMap], made_by: Mapping[str, Any]) -> AVCache:
+        """All that was kept; parts of one activation are joined along positions."""
+        whole = {name: parts[0] if len(parts) == 1 else _joined(name, parts) for name, parts in self.parts.items()}
+        calls = {name: tuple(parts) for name, parts in self.parts.items() if len(parts) > 1}
+        return AVCache(whole, model, token_maps, made_by, calls)
+
+
+@dataclass(frozen=True, eq=False)
+class _Keep:
+    """Keeps a whole activation."""
+
+    recorder: Recorder
+    name: str
+
+    def __call__(self, x: Tensor, hook: HookPoint) -> None:  # noqa: ARG002
+        self.recorder.add(self.name, x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reduce:
+    """Keeps a function of an activation, in chunks of query rows where attention is computed so."""
+
+    recorder: Recorder
+    reduction: Reduction
+    row_wise: bool = True
+
+    def __call__(self, x: Tensor, hook: HookPoint) -> None:
+        total = self.reduction.combine == "sum"
+        self.recorder.add(f"{hook.name}.{self.reduction.label}", self.reduction.fn(x, hook), total=total)
+
+
+def _position_axis(name: str) -> int:
+    return 2 if names.short_name(name).split(".")[0] in ("attn_scores", "pattern") else 1
+
+
+def _unpadded(name: str, tensor: Tensor, pad: int) -> Tensor:
+    axis = _position_axis(name)
+    attention_like = axis == 2
+    if pad and tensor.ndim > axis:
+        tensor = tensor.narrow(axis, pad, tensor.shape[axis] - pad)
+    if pad and attention_like and tensor.ndim > 3:
+        tensor = tensor.narrow(3, pad, tensor.shape[3] - pad)
+    return tensor
+
+
+def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    axis = _position_axis(name)
+    if axis == 2 and parts[0].ndim == 4:
+        longest = max(part.shape[3] for part in parts)
+        filler = -torch.inf if names.short_name(name) == "attn_scores" else 0.0
+        parts = [F.pad(part, (0, longest - part.shape[3]), value=filler) for part in parts]
+    return torch.cat(parts, dim=axis)

@@ -1,0 +1,256 @@
+"""The command line: parsing and printing only.
+
+Every command takes `--model` (a name of the zoo, a folder, or a hub id) and `--json` (one JSON object on stdout and nothing
+else). Bad input ends with a message on stderr and exit code 2.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from avlens.errors import AVLensError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="TransformerLens for models that hear and see.",
+)
+
+ClipPath = Annotated[Path, typer.Argument(help="A video or sound file.", metavar="CLIP")]
+Question = Annotated[str, typer.Option("-q", "--question", help="What to ask about the clip.")]
+ModelName = Annotated[str, typer.Option(help="A name of the zoo, a folder, or a hub id.", rich_help_panel="Model")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, ...", rich_help_panel="Model")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", rich_help_panel="Model")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+DEFAULT_MODEL = "avlens-tiny"
+HEAR = "what do you hear ?"
+
+
+class Corrupt(StrEnum):
+    """Which part of a clip a trace corrupts."""
+
+    AUDIO = "audio"
+    VIDEO = "video"
+
+
+class Decoding(StrEnum):
+    """How a caption is decoded."""
+
+    GREEDY = "greedy"
+    ASD = "asd"
+
+
+def main() -> None:
+    """Run the command line; our errors become a message and exit code 2."""
+    try:
+        app()
+    except AVLensError as error:
+        typer.echo(f"avlens: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the clip and the report.")] = Path("avlens-demo"),
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a clip and tell the whole story on it: tokens, sinks, dominance, a patch that restores an answer, ASD."""
+    from avlens.demo import run_demo
+
+    story = run_demo(_load(model, device, dtype), out, progress=not as_json)
+    _show(story.summary, as_json, lambda: typer.echo(story.text))
+
+
+@app.command()
+def tokens(
+    clip: ClipPath, question: Question = HEAR, model: ModelName = DEFAULT_MODEL, as_json: AsJson = False
+) -> None:
+    """Which position of the prompt is what, when and where."""
+    inputs = _prepare(_load(model), clip, question)
+    table, runs = inputs.tokens.to_frame(), _runs(inputs.tokens)
+    value = {"prompt": inputs.tokens.prompt, "tokens": _records(table), "runs": _records(runs)}
+    _show(value, as_json, lambda: _echo(f"{inputs.tokens!r}", runs.to_string(index=False)))
+
+
+@app.command()
+def sinks(
+    clip: ClipPath,
+    question: Question = HEAR,
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    dtype: Dtype = None,
+    top: Annotated[int, typer.Option(help="How many to print.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Which tokens are sinks, and whether later video or later audio reads them."""
+    from avlens.analyses.dominance import modality_dominance, read_by_modality, split_sinks
+    from avlens.analyses.sinks import find_sink_dims, find_sinks, sink_energy
+
+    loaded = _load(model, device, dtype)
+    inputs = _prepare(loaded, clip, question)
+    dims = find_sink_dims(loaded)
+    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
+    _, cache = loaded.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
+    found = find_sinks(cache, dims)
+    scores = modality_dominance(cache, found.tokens & inputs.tokens.media)
+    hubs = split_sinks(scores)
+    table = found.to_frame().join(scores.to_frame()[["mds", "one_sided"]])
+    table["hub"] = ["cross" if p in hubs.cross else "uni" if p in hubs.uni else "" for p in table.index]
+    value = {
+        "dims": _records(dims.to_frame()), "threshold": found.threshold, "sinks": _records(table.reset_index()),
+        "per_layer": _records(found.per_layer().reset_index()), "made_by": found.made_by,
+    }  # fmt: skip
+    more = f"... and {len(table) - top} more (--top)" if len(table) > top else ""
+    _show(value, as_json, lambda: _echo(f"{found!r}; {hubs!r}", table.head(top).to_string(), more))
+
+
+@app.command()
+def trace(
+    clip: ClipPath,
+    question: Question = HEAR,
+    corrupt: Annotated[Corrupt, typer.Option(help="What to silence or blank.")] = Corrupt.AUDIO,
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which tokens, patched from the clean run into a corrupted one, restore the answer."""
+    from avlens.analyses.tracing import causal_trace
+    from avlens.demo import token_sets
+
+    loaded = _load(model, device, dtype)
+    source = _clip(clip)
+    clean = loaded.prepare(source, question)
+    broken = source.silenced() if corrupt is Corrupt.AUDIO else source.blanked()
+    result = causal_trace(
+        loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), progress=not as_json
+    )
+    value = {
+        "answers": {"clean": result.answers[0], "corrupt": result.answers[1]}, "TE_clean": result.te_clean,
+        "TE_corrupt": result.te_corrupt, "sets": _records(result.to_frame().reset_index()), "made_by": result.made_by,
+    }  # fmt: skip
+    said = f"clean {result.answers[0]!r}, {corrupt.value} corrupted {result.answers[1]!r}, total effect {result.te_clean:.3f}"
+    _show(value, as_json, lambda: _echo(said, result.to_frame().to_string(float_format=lambda x: f"{x:.4f}")))
+
+
+@app.command()
+def caption(
+    clip: ClipPath,
+    question: Annotated[
+        str, typer.Option("-q", "--question", help="The request.")
+    ] = "describe the clip in one sentence .",
+    decoding: Annotated[Decoding, typer.Option(help="How to decode.")] = Decoding.GREEDY,
+    max_new_tokens: Annotated[int, typer.Option(help="At most how many tokens.", min=1)] = 64,
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let the model describe the clip."""
+    from avlens.decoding import ASD
+
+    loaded = _load(model, device, dtype)
+    method = ASD() if decoding is Decoding.ASD else None
+    written = loaded.generate(_prepare(loaded, clip, question), max_new_tokens, decoding=method)
+    gamma = written.records["gamma"][0].tolist() if method else []
+    value = {"text": written.text, "decoding": decoding.value, "gamma": gamma, "made_by": dict(written.made_by)}
+    _show(value, as_json, lambda: typer.echo(written.text))
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """Which models avlens knows."""
+    from avlens.checkpoint import zoo_names
+    from avlens.families import FAMILIES
+
+    families = pd.DataFrame([{"family": f.name, "models": f.title, "tested against": f.tested} for f in FAMILIES])
+    value = {"zoo": zoo_names(), "families": _records(families)}
+    zoo = "comes with avlens: " + ", ".join(zoo_names())
+    _show(value, as_json, lambda: _echo(families.to_string(index=False), "", zoo))
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="A name of the zoo, a folder, or a hub id.")],
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the laws on a checkpoint; exit code 1 if one is broken."""
+    from avlens.datasets.synthetic import ball_and_bell
+    from avlens.laws import check_laws, laws_table
+
+    loaded = _load(model, device, dtype)
+    laws = check_laws(loaded, loaded.prepare(ball_and_bell(4.0, fps=2.0), HEAR))
+    table = laws_table(laws)
+    value = {"model": model, "holds": all(law.holds for law in laws), "laws": _records(table.reset_index())}
+    _show(value, as_json, lambda: typer.echo(table.to_string(float_format=lambda x: f"{x:.1e}")))
+    if not value["holds"]:
+        raise typer.Exit(1)
+
+
+def _load(name: str, device: str | None = None, dtype: str | None = None) -> Any:
+    from avlens.model import HookedAVModel
+
+    return HookedAVModel.from_pretrained(name, device=device, dtype=dtype)
+
+
+def _clip(path: Path) -> Any:
+    from avlens.media import Clip
+
+    return Clip.from_file(path)
+
+
+def _prepare(model: Any, path: Path, question: str) -> Any:
+    return model.prepare(_clip(path), question)
+
+
+def _runs(token_map: Any) -> pd.DataFrame:
+    """Neighbours of one modality and segment, as one row each."""
+    frame = token_map.to_frame().reset_index()
+    key = frame["modality"] + frame["segment"] + frame["clip"].astype(str)
+    grouped = frame.groupby((key != key.shift()).cumsum(), sort=False)
+    runs = grouped.agg(
+        first=("position", "first"), last=("position", "last"), modality=("modality", "first"), segment=("segment", "first"),
+        start=("start", "min"), end=("end", "max"), begins=("label", "first"), ends=("label", "last"),
+    )  # fmt: skip
+    runs.insert(2, "tokens", runs["last"] - runs["first"] + 1)
+    return runs
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return json.loads(frame.to_json(orient="records"))
+
+
+def _show(value: Any, as_json: bool, otherwise: Callable[[], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(_plain(value), default=str))
+    else:
+        otherwise()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what could not be computed is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _echo(*lines: str) -> None:
+    for line in lines:
+        if line:
+            typer.echo(line)

@@ -1,0 +1,1 @@
+"""Clips and questions to run on: one file, one data set."""

@@ -1,0 +1,384 @@
+"""One pre-norm decoder with grouped-query attention, with TransformerLens's hook points, over stock modules.
+
+    resid_mid  = resid_pre + attn(ln1(resid_pre))
+    resid_post = resid_mid + mlp(ln2(resid_mid))
+
+The blocks hold the checkpoint's own linear and norm modules, so weights are not copied and quantised linears keep
+working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. Attention runs in a fused kernel
+unless someone listens at the scores or the pattern of that very layer.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from avlens import attention
+from avlens.errors import HookError
+from avlens.hooks import HookPoint, Run, only_row_wise, watched
+
+AttentionMode = Literal["auto", "eager", "sdpa"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A decoder's shape, in TransformerLens's field names.
+
+    Attributes:
+        n_ctx: Longest prompt it was made for, in positions.
+        rotary_base: Base of the rotary frequencies.
+        mrope_section: How many rotary frequencies follow time, row and column; None for 1-D positions.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    n_ctx: int
+    eps: float
+    rotary_base: float
+    mrope_section: tuple[int, ...] | None
+    act_fn: str
+    model_name: str
+    original_architecture: str
+    normalization_type: str = "RMS"
+    positional_embedding_type: str = "rotary"
+    gated_mlp: bool = True
+    attn_only: bool = False
+    final_rms: bool = True
+    default_prepend_bos: bool = False
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head are rotated: all."""
+        return self.d_head
+
+
+class KeyValues(DynamicCache):  # type: ignore[misc]
+    """Keys and values of what was read, per layer; a layer after a discard holds fewer.
+
+    Attributes:
+        seen: Tensor positions read so far, discarded ones included.
+        key_index: Tensor positions of the keys of each layer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+        self.key_index: dict[int, Int[Tensor, " key_pos"]] = {}
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002
+        """How many positions were read."""
+        return self.seen
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, index: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Append to a layer; all its keys, values and tensor positions come back."""
+        k, v = self.update(k, v, layer)
+        past = self.key_index.get(layer)
+        self.key_index[layer] = index if past is None else torch.cat([past, index])
+        return k, v, self.key_index[layer]
+
+
+@dataclass
+class Pass:
+    """One forward pass through the blocks: where it stands, and what its geometry needs.
+
+    Attributes:
+        run: What hooks are told.
+        cos: Cosines of the rotary angles of the rows.
+        sin: Their sines.
+        past: Keys and values of earlier passes, which this one extends.
+        mode: Which attention to use.
+    """
+
+    run: Run
+    cos: Float[Tensor, "batch pos 1 d_head"]
+    sin: Float[Tensor, "batch pos 1 d_head"]
+    past: KeyValues | None
+    mode: AttentionMode
+    visible: Tensor | None = field(default=None, init=False)
+
+    def to(self, device: torch.device) -> None:
+        """Follow the blocks to another device."""
+        if self.cos.device != device:
+            self.cos, self.sin, self.visible = self.cos.to(device), self.sin.to(device), None
+            self.run.query_index, self.run.padding = self.run.query_index.to(device), self.run.padding.to(device)
+
+    def drop(self) -> None:
+        """Let go of the rows that an edit discarded."""
+        keep, self.run.keep, self.visible = self.run.keep, None, None
+        if keep is not None:
+            self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
+            self.run.query_index = self.run.query_index[keep]
+
+    def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values that the rows may read in a layer, which the run then tells its hooks."""
+        if self.past is None:
+            self.run.key_index = self.run.query_index
+            return k, v
+        k, v, index = self.past.extend(layer, k, v, self.run.query_index)
+        if len(index) != len(self.run.key_index) or not torch.equal(index, self.run.key_index):
+            self.visible = None
+        self.run.key_index = index
+        return k, v
+
+    def mask(self) -> Tensor:
+        """Which keys each row may read."""
+        if self.visible is None:
+            self.visible = attention.visible_keys(self.run.query_index, self.run.key_index, self.run.padding)
+        return self.visible
+
+    def fused_mask(self) -> tuple[Tensor | None, bool]:
+        """The same for the fused kernel, which needs none where the rule is plainly causal."""
+        n_query, n_key = len(self.run.query_index), len(self.run.key_index)
+        if bool(self.run.padding.any()) or n_query not in (1, n_key):
+            return self.mask(), False
+        return None, n_query > 1
+
+
+class HookedRMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, in fp32 until the weight is applied."""
+
+    def __init__(self, stock: nn.Module, eps: float) -> None:
+        super().__init__()
+        self.stock, self.eps = stock, eps
+        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """The norm's weight."""
+        return weight_of(self.stock)
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Normalise each row."""
+        wide = x.float()
+        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        # Times the reciprocal, which rounds as the stock model's rsqrt does.
+        return self.w * self.hook_normalized((wide * (1 / scale)).to(x.dtype))
+
+
+class HookedAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = stock.q_proj, stock.k_proj, stock.v_proj, stock.o_proj
+        self.cfg, self.layer = cfg, layer
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z, self.hook_result = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads write into the residual stream."""
+        heads, groups = (self.cfg.n_heads, self.cfg.d_head), (self.cfg.n_key_value_heads, self.cfg.d_head)
+        q = self.hook_q(self.q_proj(x).unflatten(-1, heads))
+        k = self.hook_k(self.k_proj(x).unflatten(-1, groups))
+        v = self.hook_v(self.v_proj(x).unflatten(-1, groups))
+        q, k = self.hook_rot_q(rotate(q, at.cos, at.sin)), self.hook_rot_k(rotate(k, at.cos, at.sin))
+        k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
+        z = self.hook_z(self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
+        if watched(self.hook_result):
+            return self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2)
+        out: Tensor = self.o_proj(z.flatten(2))
+        return out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
+        points = [point for point in (self.hook_attn_scores, self.hook_pattern) if watched(point)]
+        if points and at.mode == "sdpa":
+            raise HookError(
+                f"a hook listens at {points[0].name}, but attention is pinned to 'sdpa', which never computes it. "
+                "Run with attn='auto' or attn='eager'."
+            )
+        if not points and at.mode != "eager":
+            visible, causal = at.fused_mask()
+            return attention.fused(q, k, v, visible, causal=causal)
+        if points and all(only_row_wise(point) for point in points):
+            return self._in_chunks(q, k, v, at)
+        return attention.explicit(q, k, v, at.mask(), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern)
+
+    def _in_chunks(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
+        """Explicit attention, some query rows at a time: no tensor of size head x pos x pos is made."""
+        run, rows, keys = at.run, at.run.query_index, at.run.key_index
+        n = attention.chunk_rows(q.shape[0] * q.shape[1], k.shape[2], q.shape[2])
+        parts = []
+        try:
+            for chunk, index in zip(q.split(n, dim=2), rows.split(n), strict=True):
+                # Keys after the chunk's last row are visible to none of it.
+                seen = int(torch.searchsorted(keys, index[-1], right=True))
+                run.query_index, run.key_index = index, keys[:seen]
+                visible = attention.visible_keys(index, run.key_index, run.padding).to(q.device)
+                edits = {"on_scores": self.hook_attn_scores, "on_pattern": self.hook_pattern}
+                parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, **edits))
+        finally:
+            run.query_index, run.key_index = rows, keys
+        return torch.cat(parts, dim=2)
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:  # noqa: N802
+        """Query weights, a view."""
+        return weight_of(self.q_proj).unflatten(0, (self.cfg.n_heads, -1)).transpose(1, 2)
+
+    @property
+    def W_K(self) -> Float[Tensor, "key_value_head d_model d_head"]:  # noqa: N802
+        """Key weights, a view."""
+        return weight_of(self.k_proj).unflatten(0, (self.cfg.n_key_value_heads, -1)).transpose(1, 2)
+
+    @property
+    def W_V(self) -> Float[Tensor, "key_value_head d_model d_head"]:  # noqa: N802
+        """Value weights, a view."""
+        return weight_of(self.v_proj).unflatten(0, (self.cfg.n_key_value_heads, -1)).transpose(1, 2)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:  # noqa: N802
+        """Output weights, a view."""
+        return weight_of(self.o_proj).T.unflatten(0, (self.cfg.n_heads, -1))
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:  # noqa: N802
+        """Query bias."""
+        return bias_of(self.q_proj).unflatten(0, (self.cfg.n_heads, -1))
+
+    @property
+    def b_K(self) -> Float[Tensor, "key_value_head d_head"]:  # noqa: N802
+        """Key bias."""
+        return bias_of(self.k_proj).unflatten(0, (self.cfg.n_key_value_heads, -1))
+
+    @property
+    def b_V(self) -> Float[Tensor, "key_value_head d_head"]:  # noqa: N802
+        """Value bias."""
+        return bias_of(self.v_proj).unflatten(0, (self.cfg.n_key_value_heads, -1))
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:  # noqa: N802
+        """Output bias."""
+        return bias_of(self.o_proj)
+
+
+class HookedMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = stock.gate_proj, stock.up_proj, stock.down_proj
+        self.act_fn = stock.act_fn
+        self.hook_pre, self.hook_pre_linear, self.hook_post = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the neurons write into the residual stream."""
+        gate = self.act_fn(self.hook_pre(self.gate_proj(x)))
+        out: Tensor = self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x))))
+        return out
+
+    @property
+    def W_gate(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
+        """Gate weights, a view."""
+        return weight_of(self.gate_proj).T
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:  # noqa: N802
+        """Input weights, a view."""
+        return weight_of(self.up_proj).T
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:  # noqa: N802
+        """Output weights, a view."""
+        return weight_of(self.down_proj).T
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Output bias."""
+        return bias_of(self.down_proj)
+
+
+class HookedBlock(nn.Module):
+    """One block, on the device its weights are on."""
+
+    def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.ln1 = HookedRMSNorm(stock.input_layernorm, cfg.eps)
+        self.attn = HookedAttention(stock.self_attn, cfg, layer)
+        self.ln2 = HookedRMSNorm(stock.post_attention_layernorm, cfg.eps)
+        self.mlp = HookedMLP(stock.mlp)
+        self.hook_resid_pre, self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint(), HookPoint()
+        self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
+        """The residual stream after this block."""
+        device = device_of(self.attn.q_proj)
+        at.to(device)
+        resid_pre = self.hook_resid_pre(x.to(device))
+        at.drop()
+        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(self.ln1(resid_pre), at)))
+        out: Tensor = self.hook_resid_post(resid_mid + self.hook_mlp_out(self.mlp(self.ln2(resid_mid))))
+        return out
+
+
+def rotary(
+    positions: Int[Tensor, "axis batch pos"], cfg: DecoderConfig, dtype: torch.dtype
+) -> tuple[Float[Tensor, "batch pos 1 d_head"], Float[Tensor, "batch pos 1 d_head"]]:
+    """Cosines and sines of the rotary angles, each frequency following the axis its section says."""
+    exponents = torch.arange(0, cfg.d_head, 2, device=positions.device, dtype=torch.float32) / cfg.d_head
+    angles = positions[..., None].float() * (1.0 / cfg.rotary_base**exponents)
+    if cfg.mrope_section is None:
+        by_axis = angles[0]
+    else:
+        sections = angles.split(list(cfg.mrope_section), dim=-1)
+        by_axis = torch.cat([section[i % len(positions)] for i, section in enumerate(sections)], dim=-1)
+    both = torch.cat([by_axis, by_axis], dim=-1)[:, :, None]
+    return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "batch pos head d_head"], cos: Tensor, sin: Tensor
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Turn each pair of dimensions (i, i + d_head / 2) by its angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device a module computes on, also where accelerate keeps its weights elsewhere between calls."""
+    offload = getattr(module, "_hf_hook", None)
+    execution = getattr(offload, "execution_device", None)
+    if execution is not None:
+        return torch.device(execution)
+    return next(module.parameters()).device
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's weight, fetched where accelerate keeps it elsewhere between calls.
+
+    Raises:
+        HookError: If the weight is quantised, so that there is no plain matrix to look at.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if weight.device.type == "meta" and hasattr(module, "_hf_hook"):
+        from accelerate.utils import align_module_device
+
+        with align_module_device(module):
+            weight = module.weight.detach().clone()  # type: ignore[operator]
+    if not weight.is_floating_point():
+        raise HookError(
+            f"the weight of {type(module).__name__} is quantised ({weight.dtype}), so it has no view as a matrix. "
+            "Read activations instead of weights, or load the model without quantisation."
+        )
+    return weight
+
+
+def bias_of(module: nn.Module) -> Tensor:
+    """A linear module's bias; zeros where it has none."""
+    bias = module.bias
+    if isinstance(bias, Tensor):
+        return bias
+    weight = weight_of(module)
+    return torch.zeros(weight.shape[0], device=weight.device, dtype=weight.dtype)

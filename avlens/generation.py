@@ -1,0 +1,164 @@
+"""How does a HookedAVModel write text? Hugging Face's generation loop, over the hooked decoder.
+
+Sampling, EOS, stopping criteria and logits processors are the loop's own business. Hooks act at every step; what
+they are told (`hooks.Run`) says where the step stands. A decoding method runs several streams of the same prompts as
+rows of one batch: the loop sees one row per prompt, the forward pass expands it, owns the streams' keys and values,
+and mixes their logits before it returns.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from avlens.cache import AVCache
+from avlens.decoder import KeyValues
+from avlens.errors import BatchError, DecodingError
+from avlens.hooks import DecodingRun, FwdHook, on_rows
+from avlens.inputs import AVInputs
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What a model wrote.
+
+    Attributes:
+        tokens: New token ids of each row, padded after the end.
+        texts: The same as text, without special tokens.
+        cache: What was recorded over prompt and steps, if anything was asked for.
+        records: What the decoding method decided at each step.
+        made_by: Model, prompts, options, seed, versions.
+    """
+
+    tokens: Int[Tensor, "batch new_pos"]
+    texts: tuple[str, ...]
+    cache: AVCache | None
+    records: Mapping[str, Any]
+    made_by: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The text of the only row.
+
+        Raises:
+            BatchError: If there are several.
+        """
+        if len(self.texts) > 1:
+            raise BatchError(f"{len(self.texts)} texts were written. Choose one, such as out.texts[0].")
+        return self.texts[0]
+
+    def __repr__(self) -> str:
+        return f"Generation({', '.join(repr(text) for text in self.texts)})"
+
+
+class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
+    """What transformers' generation loop takes for a model."""
+
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    base_model_prefix = ""
+    _is_stateful = False
+    _supports_cache_class = True
+
+    def __init__(self, model: Any, inputs: AVInputs, run: DecodingRun | None) -> None:
+        super().__init__()
+        # In a tuple, so that it is no submodule: the loop must neither move nor save the model.
+        self._model = (model,)
+        self.inputs, self.run = inputs, run
+        self.config = model.stock.whole.config.get_text_config()
+        self.generation_config = model.stock.whole.generation_config
+
+    @property
+    def model(self) -> Any:
+        """The hooked model."""
+        return self._model[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids live."""
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def can_generate(self) -> bool:
+        """Yes."""
+        return True
+
+    def get_experts_implementation(self) -> None:
+        """None: there is no mixture of experts to be told apart."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        embed: nn.Module = self.model.embed
+        return embed
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,  # noqa: ARG002
+        **_: Any,
+    ) -> dict[str, Any]:
+        """The tokens that were not read yet; prompts and their padding come from the inputs, not from here."""
+        seen = past_key_values.get_seq_length()
+        return {"input_ids": input_ids[:, seen:] if seen else input_ids, "past_key_values": past_key_values}
+
+    def forward(self, input_ids: Tensor, past_key_values: KeyValues, **_: Any) -> CausalLMOutputWithPast:
+        """Logits of the next token of each row."""
+        streams = 1 if self.run is None else self.run.n_streams
+        copies = input_ids.shape[0] // len(self.inputs)
+        step = None if past_key_values.seen == 0 else input_ids.repeat(streams, 1)
+        rows = AVInputs.batch(
+            [one for stream in range(streams) for one in self._prompts(stream) for _copy in range(copies)]
+        )
+        logits = self.model.advance(rows, step, past_key_values)[:, -1]
+        if self.run is not None:
+            logits = self.run.mix(logits.unflatten(0, (streams, -1)))
+        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
+
+    def _prompts(self, stream: int) -> AVInputs:
+        return self.inputs if self.run is None else self.run.prompts(stream)
+
+
+def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> GenerationConfig:
+    """The checkpoint's own configuration, greedy unless sampling is asked for, with the given options.
+
+    Raises:
+        DecodingError: If transformers knows no such option.
+    """
+    base = stock.to_dict()
+    if not options.get("do_sample", False):
+        base = {name: value for name, value in base.items() if name not in _SAMPLING}
+    config = GenerationConfig(
+        **{"do_sample": False, "return_dict_in_generate": False} | {k: v for k, v in base.items() if k not in _FIXED}
+    )
+    if unknown := set(options) - set(GenerationConfig().to_dict()):
+        raise DecodingError(
+            f"{sorted(unknown)[0]!r} is no option of generate. Options are those of transformers' GenerationConfig."
+        )
+    config.update(**options)
+    return config
+
+
+def all_hooks(run: DecodingRun | None, fwd_hooks: list[FwdHook], n_prompts: int) -> list[FwdHook]:
+    """The user's hooks on the original stream, and the method's on the others."""
+    if run is None:
+        return fwd_hooks
+    hooks = on_rows(fwd_hooks, range(n_prompts))
+    for stream in range(run.n_streams):
+        hooks += on_rows(run.hooks(stream), range(stream * n_prompts, (stream + 1) * n_prompts))
+    return hooks
+
+
+_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_FIXED = ("do_sample", "return_dict_in_generate", "transformers_version", "_from_model_config")

@@ -1,0 +1,221 @@
+"""What is a hook, and what may it know about the run that calls it?
+
+A hook is TransformerLens's: `fn(tensor, hook) -> tensor | None`, given as `(name or predicate, fn)`. While a
+HookedAVModel runs, `hook.ctx["run"]` is a `Run`, which tells where the tensor's rows stand in their prompts;
+a hook reads it through the functions below and then works in prefill, in decoding and in padded batches alike.
+On any other TransformerLens model there is no `Run`, and position i is row i.
+
+This is the only file that imports transformer_lens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens import ActivationCache, patching
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from avlens.errors import BatchError, PositionError
+from avlens.names import HookName
+from avlens.tokens import TokenSet
+
+__all__ = ["ActivationCache", "HookPoint", "HookedRootModule", "patching"]
+
+HookFn = Callable[..., Tensor | None]
+FwdHook = tuple[HookName, HookFn]
+
+
+@runtime_checkable
+class RowWise(Protocol):
+    """An edit or a recording of attention that treats each query row by itself.
+
+    Only where every hook at an activation declares this is attention computed in chunks of query rows; such a hook sees
+    some query rows, and the keys up to the last of them.
+    """
+
+    row_wise: bool
+
+
+@runtime_checkable
+class DecodingRun(Protocol):
+    """A decoding method at work on one batch of prompts: its streams, their edits, and how their logits mix.
+
+    Stream 0 is the original.
+    """
+
+    n_streams: int
+
+    def prompts(self, stream: int) -> Any:
+        """What a stream reads: AVInputs of as many prompts as the original's, as long as those."""
+        ...
+
+    def hooks(self, stream: int) -> list[FwdHook]:
+        """The method's edits of one stream (what it reads from the original is an edit that returns None)."""
+        ...
+
+    def mix(self, logits: Float[Tensor, "stream batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+        """The logits of the next token."""
+        ...
+
+    def records(self) -> dict[str, Any]:
+        """What the method decided at each step."""
+        ...
+
+
+@runtime_checkable
+class DecodingMethod(Protocol):
+    """A way to choose tokens from one or more streams of the same prompt."""
+
+    def start(self, model: Any, inputs: Any) -> DecodingRun:
+        """Look at the prompts and say how to decode them."""
+        ...
+
+
+@dataclass
+class Run:
+    """Where a forward pass stands. Tensor positions count padding; a prompt's own positions do not.
+
+    Attributes:
+        padding: Left padding of each row of the batch.
+        layouts: The layout of each row's prompt (`TokenMap.layout`).
+        query_index: Tensor position of each query row that is being computed.
+        key_index: Tensor position of each key that those queries may read.
+        keep: Set by an edit that discards tokens: which of its input's rows remain.
+    """
+
+    padding: Int[Tensor, " batch"]
+    layouts: tuple[str, ...]
+    query_index: Int[Tensor, " query_pos"]
+    key_index: Int[Tensor, " key_pos"]
+    keep: Int[Tensor, " kept"] | None = None
+
+
+@contextmanager
+def running(points: Sequence[HookPoint], run: Run) -> Iterator[None]:
+    """Tell `points` where the run stands, while it lasts."""
+    for point in points:
+        point.ctx["run"] = run
+    try:
+        yield
+    finally:
+        for point in points:
+            point.ctx.pop("run", None)
+
+
+def current_run(hook: HookPoint) -> Run | None:
+    """The run that is calling `hook`, or None on a model that is not a HookedAVModel."""
+    return hook.ctx.get("run")
+
+
+def first_query_pos(hook: HookPoint) -> int:
+    """Tensor position of the first row that the hook sees: 0 in prefill, the new token's in decoding."""
+    run = current_run(hook)
+    return 0 if run is None else int(run.query_index[0])
+
+
+def query_positions(hook: HookPoint, x: Tensor, *, dim: int = 1) -> Int[Tensor, "batch query_pos"]:
+    """Position of each row of `x` along `dim` in its own prompt; negative where the row is padding."""
+    run = current_run(hook)
+    if run is None:
+        return torch.arange(x.shape[dim], device=x.device)[None]
+    return (run.query_index[None] - run.padding[:, None]).to(x.device)
+
+
+def key_positions(hook: HookPoint, x: Tensor, *, dim: int = -1) -> Int[Tensor, "batch key_pos"]:
+    """Position of each key of attention scores or a pattern in its own prompt; negative where it is padding."""
+    run = current_run(hook)
+    if run is None:
+        return torch.arange(x.shape[dim], device=x.device)[None]
+    return (run.key_index[None] - run.padding[:, None]).to(x.device)
+
+
+def rows_of(hook: HookPoint, tokens: TokenSet) -> Bool[Tensor, " batch"]:
+    """Rows of the batch whose prompt has the layout that `tokens` speaks of (one True where no run tells).
+
+    Raises:
+        PositionError: If no row has it.
+    """
+    run = current_run(hook)
+    if run is None:
+        return torch.ones(1, dtype=torch.bool)
+    rows = torch.tensor([layout == tokens.layout for layout in run.layouts])
+    if not rows.any():
+        raise PositionError(
+            f"{tokens!r} belongs to a prompt of another layout than the one that runs at {hook.name}. "
+            "Take the set from the inputs.tokens of this prompt."
+        )
+    return rows
+
+
+def head_mask(heads: tuple[int, ...] | None, scores: Tensor) -> Bool[Tensor, "#head 1 1"]:
+    """True at the chosen heads.
+
+    Raises:
+        PositionError: If there is no such head.
+    """
+    if heads is None:
+        return torch.ones(1, 1, 1, dtype=torch.bool, device=scores.device)
+    n_heads = scores.shape[1]
+    if wrong := [head for head in heads if not 0 <= head < n_heads]:
+        raise PositionError(f"there is no head {wrong[0]}: the layer has {n_heads} (0 to {n_heads - 1}).")
+    mask = torch.zeros(n_heads, dtype=torch.bool, device=scores.device)
+    mask[list(heads)] = True
+    return mask[:, None, None]
+
+
+@dataclass(frozen=True)
+class OnRows:
+    """A hook that sees and edits some rows of the batch only."""
+
+    fn: HookFn
+    rows: tuple[int, ...]
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether the hook inside works query row by query row."""
+        return is_row_wise(self.fn)
+
+    def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
+        if self.rows[-1] >= x.shape[0]:
+            raise BatchError(f"a hook is bound to row {self.rows[-1]}, but the batch at {hook.name} has {x.shape[0]}.")
+        index, run = list(self.rows), current_run(hook)
+        if run is not None:
+            layouts = tuple(run.layouts[row] for row in index)
+            hook.ctx["run"] = replace(run, padding=run.padding[index], layouts=layouts)
+        try:
+            edited = self.fn(x[index], hook=hook)
+        finally:
+            if run is not None:
+                hook.ctx["run"] = run
+        if edited is None:
+            return None
+        out = x.clone()
+        out[index] = edited
+        return out
+
+
+def on_rows(hooks: Sequence[FwdHook], rows: Sequence[int]) -> list[FwdHook]:
+    """`hooks`, applied to these rows of the batch only."""
+    return [(name, OnRows(fn, tuple(sorted(rows)))) for name, fn in hooks]
+
+
+def is_row_wise(fn: Any) -> bool:
+    """Whether a hook declares that it treats each query row by itself."""
+    return isinstance(fn, RowWise) and bool(fn.row_wise)
+
+
+def watched(point: HookPoint) -> bool:
+    """Whether anything listens at a hook point."""
+    return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
+
+
+def only_row_wise(point: HookPoint) -> bool:
+    """Whether everything that listens at a hook point works query row by query row."""
+    fns = [handle.user_hook for handle in point.fwd_hooks]
+    plain = len(fns) == len(point._forward_hooks) and not point._backward_hooks and not point._forward_pre_hooks
+    return plain and all(is_row_wise(fn) for fn in fns)

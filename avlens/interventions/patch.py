@@ -1,0 +1,105 @@
+"""Activation patching: put activations of one run into another.
+
+Writes the activations that a cache holds at chosen positions over those of the run that the hooks are given to, in
+the prompt only: tokens generated later read the patched keys and values. Patching `resid_pre` of a set at all layers
+is, for every position outside the set, the same as patching `ln1.normalized` or `k` and `v` there.
+
+Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT", arXiv:2202.05262 (causal tracing);
+Jung et al. 2026, arXiv:2605.10815, released code logic/causal_trace.py:162-223 (site `before_attn`, here
+`ln1.normalized`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from avlens import names
+from avlens.cache import AVCache
+from avlens.errors import HookError, LayerError, PositionError
+from avlens.hooks import FwdHook, HookPoint, query_positions, rows_of
+from avlens.tokens import TokenSet
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Writes `values` over the activation at `tokens`.
+
+    Attributes:
+        tokens: Where; positions that the run does not compute now are left out.
+        values: One row per token, in the set's order.
+        name: The activation they come from.
+    """
+
+    tokens: TokenSet
+    values: Float[Tensor, "token *rest"]
+    name: str
+
+    def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"]:
+        """A copy of `x` with the values in place."""
+        if x.shape[2:] != self.values.shape[1:]:
+            raise HookError(
+                f"values of {self.name} have shape {list(self.values.shape[1:])} per position, but {hook.name} has "
+                f"{list(x.shape[2:])}. Patch an activation into itself."
+            )
+        positions, rows = query_positions(hook, x), rows_of(hook, self.tokens)
+        hits = positions[:, :, None] == self.tokens.positions.to(x.device)
+        hits = hits & rows.to(x.device)[:, None, None]
+        row, column, token = hits.expand(x.shape[0], -1, -1).nonzero(as_tuple=True)
+        edited = x.clone()
+        edited[row, column] = self.values.to(x.device, x.dtype)[token]
+        return edited
+
+    def __repr__(self) -> str:
+        return f"Patch({self.name} at {self.tokens!r})"
+
+
+def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", site: str = "resid_pre") -> list[FwdHook]:
+    """Hooks that write the activations of `cache` at `tokens` into a run on a prompt of the same layout.
+
+    Args:
+        cache: A run on one prompt that holds `site`.
+        tokens: Positions to patch, in the prompt.
+        layers: Blocks to patch, 0-based; `"all"` means those that the cache holds.
+        site: Short name of an activation with positions second: `resid_pre`, `ln1.normalized`, `k`, `attn_out`, ...
+
+    Raises:
+        HookError: If `site` has no position axis to patch.
+        LayerError: If the cache does not hold `site` in one of `layers`.
+        PositionError: If `tokens` belongs to a prompt of another layout than the cache.
+    """
+    if site in ("attn_scores", "pattern"):
+        raise HookError(
+            f"{site} has no axis of positions that could be patched. Use knockout or reweight for attention."
+        )
+    held = cache.layers(site)
+    chosen = _chosen(site, layers, held, cache)
+    if tokens.layout != cache.tokens.layout:
+        raise PositionError(f"{tokens!r} belongs to a prompt of another layout than the cache's {cache.tokens!r}.")
+    if tokens.open_ended:
+        raise PositionError(
+            "a set with positions that are not yet generated cannot be patched: the cache holds the prompt only."
+        )
+    hooks: list[FwdHook] = []
+    for layer in chosen:
+        values = cache[site, layer][0]
+        hooks.append(
+            (names.at(site, layer), Patch(tokens, values[tokens.positions.to(values.device)], names.at(site, layer)))
+        )
+    return hooks
+
+
+def _chosen(site: str, layers: names.Layers, held: Sequence[int], cache: AVCache) -> Sequence[int]:
+    names.at(site, 0)
+    if layers == "all":
+        if not held:
+            cache[site, 0]  # says what is missing
+        return held
+    for layer in (wanted := names.checked_layers(layers)):
+        if layer not in held:
+            raise LayerError(
+                f"the cache holds {site} of layers {list(held)}, not of layer {layer}. Patch a layer it holds, or run "
+                f"again with names_filter=[{site!r}]."
+            )
+    return wanted

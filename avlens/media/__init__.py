@@ -1,0 +1,6 @@
+"""What does the model see and hear: frames, a waveform, and when each of them is?"""
+
+from avlens.media.clip import Clip
+from avlens.media.thumbnails import png_bytes
+
+__all__ = ["Clip", "png_bytes"]

@@ -1,0 +1,582 @@
+"""HookedAVModel: an audio-visual language model with a hook point at every activation.
+
+    model = HookedAVModel.from_pretrained("avlens-tiny")
+    inputs = model.prepare(Clip.from_file("dog.mp4"), "what do you hear ?")
+    logits, cache = model.run_with_cache(inputs, names_filter=["resid_pre", "pattern"])
+
+It is TransformerLens's HookedRootModule, so TransformerLens's tools take it. Token ids and encoder outputs are
+merged into `hook_embed`; the decoder always runs on embeddings and position ids. Encoders run once per sound or
+video; their outputs are kept (by content) and reused by every later run that does not hook the embedding side.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from avlens import names
+from avlens.cache import AVCache, Recorder, Reduction
+from avlens.checkpoint import load_checkpoint
+from avlens.decoder import (
+    AttentionMode,
+    DecoderConfig,
+    HookedBlock,
+    HookedRMSNorm,
+    KeyValues,
+    Pass,
+    device_of,
+    rotary,
+    weight_of,
+)
+from avlens.encoders.hooked import HookedEncoder
+from avlens.errors import BatchError, DecodingError, HookError, LayerError, PositionError, PromptError
+from avlens.families import FAMILIES
+from avlens.family import Family, Order, Part, PromptOptions, Stock
+from avlens.generation import Generation, Loop, all_hooks, generation_config
+from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, watched
+from avlens.inputs import AVInputs, Media
+from avlens.media import Clip
+from avlens.tokens import TokenSet
+from avlens.version import versions
+
+KEPT_ENCODINGS = 64
+"""How many encoded sounds and videos a model keeps, the least recently used going first."""
+
+
+class HookedAVModel(HookedRootModule):  # type: ignore[misc]
+    """A model that hears and sees, with hooks.
+
+    One model runs one thing at a time: whatever runs it takes its re-entrant lock and sets its own grad mode, which
+    is `no_grad` unless gradients are asked for (`grad=True`). Parameters do not require gradients by default.
+
+    Attributes:
+        family: The family's rules.
+        stock: The checkpoint's own modules.
+        attn: Which attention runs by default: `auto`, `eager` or `sdpa`.
+    """
+
+    def __init__(self, family: Family, stock: Stock, *, attn: AttentionMode = "auto", name: str = "") -> None:
+        super().__init__()
+        self.family, self.attn = family, attn
+        self._cfg = replace(family.cfg, model_name=name or family.cfg.model_name)
+        object.__setattr__(self, "stock", stock)
+        self.embed, self.unembed = stock.embed, stock.head
+        for encoder, tower in stock.encoders.items():
+            self.add_module(encoder, HookedEncoder(tower, stock.encoder_blocks[encoder]))
+        self.hook_token_embed, self.hook_audio_embed = HookPoint(), HookPoint()
+        self.hook_video_embed, self.hook_image_embed = HookPoint(), HookPoint()
+        self.hook_embed = HookPoint()
+        self.blocks = nn.ModuleList(HookedBlock(layer, self._cfg, i) for i, layer in enumerate(stock.layers))
+        self.ln_final = HookedRMSNorm(stock.norm, self._cfg.eps)
+        self._lock = threading.RLock()
+        self._encoded: OrderedDict[str, Tensor] = OrderedDict()
+        self.requires_grad_(False).eval()
+        self.setup()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        attn: AttentionMode = "auto",
+        ignore_settings: Sequence[str] = (),
+        **load_options: Any,
+    ) -> "HookedAVModel":
+        """Load a checkpoint: a name of the zoo (`"avlens-tiny"`), a local folder, or a hub id.
+
+        Args:
+            name: Which checkpoint. Only a hub id is downloaded.
+            device: Where to put it; by default where transformers does, the CPU.
+            dtype: `float32`, `bfloat16`, ...; by default the checkpoint's own.
+            device_map: How accelerate spreads it over devices, such as `"auto"`.
+            attn: `auto` (fused unless someone listens to scores or pattern), `eager`, or `sdpa`.
+            ignore_settings: Settings of config.json that you know do not change the forward pass.
+            load_options: Further options of transformers' from_pretrained, such as `quantization_config`.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or its weights do not fit.
+            UnsupportedSettingError: If its config holds a setting that nobody handled.
+        """
+        family, stock = load_checkpoint(
+            str(name),
+            FAMILIES,
+            dtype=dtype,
+            device_map=device_map,
+            attn=attn,
+            ignore_settings=ignore_settings,
+            **load_options,
+        )
+        model = cls(family, stock, attn=attn, name=Path(name).name if Path(name).exists() else str(name))
+        return model if device is None else model.to(device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the checkpoint in the released key layout, with tokenizer, template and settings."""
+        self.family.save(Path(folder), self.stock)
+
+    # What it is.
+
+    @property
+    def cfg(self) -> DecoderConfig:
+        """The decoder's shape, device and dtype, in TransformerLens's field names."""
+        return replace(self._cfg, device=str(self.device), dtype=self.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids are embedded."""
+        return device_of(self.embed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the residual stream."""
+        return weight_of(self.embed).dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+        return self.family.tokenizer
+
+    @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:  # noqa: N802
+        """Token embedding."""
+        return weight_of(self.embed)
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:  # noqa: N802
+        """Unembedding, a view."""
+        return weight_of(self.unembed).T
+
+    def made_by(self, inputs: AVInputs | None = None, **more: Any) -> dict[str, Any]:
+        """What a result should carry: model, dtype, prompts, versions."""
+        prompts = [] if inputs is None else [dict(prompt.record) for prompt in inputs.prompts]
+        cfg = self.cfg
+        return {"model": cfg.model_name, "dtype": str(cfg.dtype), "prompts": prompts, "versions": versions(), **more}
+
+    # Prompts and tokens.
+
+    def prepare(
+        self,
+        content: Part | Sequence[Part],
+        question: str = "",
+        *,
+        order: Order = "media_first",
+        options: Sequence[str] = (),
+        system: str | None = None,
+        answer_prefix: str = "",
+        nominal_fps: float = 2.0,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+    ) -> AVInputs:
+        """One prompt: a clip, an image or text, or a list of them in order, and a question.
+
+        Args:
+            content: Clip, image (uint8 [3, height, width]) or text, or several, interleaved.
+            question: What is asked.
+            order: Whether the question follows the media or precedes them.
+            options: Answer options, listed below the question as `A. ...`, `B. ...`.
+            system: The system message; by default the chat template's own.
+            answer_prefix: The beginning of the answer.
+            nominal_fps: The frame rate that position ids assume (the official scripts' 2.0); pass `clip.fps` for true ones.
+            min_pixels: Lower bound of a frame's area; by default the checkpoint's.
+            max_pixels: Upper bound of a frame's area; by default the checkpoint's.
+
+        Raises:
+            PromptError: If the prompt cannot be prepared.
+        """
+        parts = [content] if isinstance(content, (Clip, Tensor, str)) else list(content)
+        for part in parts:
+            _check_part(part)
+        if order not in ("media_first", "question_first"):
+            raise PromptError(f"order is {order!r}. Pass 'media_first' or 'question_first'.")
+        chosen = PromptOptions(order, tuple(options), system, answer_prefix, nominal_fps, min_pixels, max_pixels)
+        inputs = self.family.prepare(parts, question, chosen)
+        record = {"question": question, **asdict(chosen), "content": [_recorded(part) for part in parts]}
+        return replace(inputs, prompts=(replace(inputs.prompt, record=record),))
+
+    def to_tokens(self, text: str | Sequence[str], prepend_bos: bool = False) -> Int[Tensor, "batch pos"]:  # noqa: ARG002
+        """Token ids of text, as TransformerLens's; texts of several lengths are refused (use `AVInputs.batch`)."""
+        texts = [text] if isinstance(text, str) else list(text)
+        ids = [self.tokenizer(one, add_special_tokens=False)["input_ids"] for one in texts]
+        if len({len(row) for row in ids}) > 1:
+            raise BatchError(
+                f"these texts have {[len(row) for row in ids]} tokens. Prepare each and use AVInputs.batch."
+            )
+        return torch.tensor(ids, device=self.device)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            PromptError: If it is not.
+        """
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise PromptError(f"{text!r} is {len(ids)} tokens: {pieces}. Pass a text that is one token.")
+        return int(ids[0])
+
+    def to_string(self, ids: Int[Tensor, "*shape"]) -> str:
+        """The text of token ids."""
+        return str(self.tokenizer.decode(ids.flatten().tolist()))
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*shape d_model"]:
+        """ln_final.w * W_U[:, token], so that TransformerLens's logit_attrs of all parts add up to the logit."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        index = torch.as_tensor(tokens, device=self.W_U.device)
+        return self.W_U.T[index] * self.ln_final.w.to(self.W_U.device)
+
+    def accumulated_bias(
+        self,
+        layer: int,
+        mlp_input: bool = False,
+        include_mlp_biases: bool = True,
+    ) -> Float[Tensor, " d_model"]:
+        """The sum of the biases that blocks before `layer` write into the residual stream."""
+        total = torch.zeros(self._cfg.d_model, device=self.device, dtype=self.dtype)
+        for i, block in enumerate(self.blocks[: layer + int(mlp_input)]):
+            assert isinstance(block, HookedBlock)
+            total = total + block.attn.b_O.to(total.device)
+            if include_mlp_biases and i < layer:
+                total = total + block.mlp.b_out.to(total.device)
+        return total
+
+    # Running.
+
+    def forward(
+        self,
+        inputs: AVInputs | Int[Tensor, "batch pos"],
+        *,
+        attn: AttentionMode | None = None,
+        grad: bool = False,
+        logits_at: TokenSet | None = None,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits at each position (padding included), or at those of `logits_at` only.
+
+        Args:
+            inputs: What `prepare` returned, or bare token ids of text.
+            attn: Which attention runs; by default the model's.
+            grad: Whether to build a graph, so that gradients of activations can be taken.
+            logits_at: Positions to unembed; the others cost nothing then.
+        """
+        with self._alone(grad=grad):
+            inputs = self._as_inputs(inputs)
+            index = torch.arange(inputs.shape[1])
+            run = Run(inputs.padding, inputs.layouts, index, index)
+            with running(self._watched(), run):
+                embeds = self._merge(inputs, grad=grad)
+                at = self._pass(run, inputs.positions, None, attn or self.attn)
+                return self._decode(embeds, at, logits_at)
+
+    def run_with_hooks(
+        self,
+        inputs: AVInputs | Int[Tensor, "batch pos"],
+        fwd_hooks: Sequence[FwdHook] = (),
+        bwd_hooks: Sequence[FwdHook] = (),
+        *,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **run_options: Any,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """`forward` with hooks, which are removed afterwards.
+
+        Backward hooks ask for gradients; keep them with `reset_hooks_end=False` and call `reset_hooks()` afterwards.
+        """
+        run_options.setdefault("grad", bool(bwd_hooks))
+        with self._lock, self.hooks(list(fwd_hooks), list(bwd_hooks), reset_hooks_end, clear_contexts):
+            logits: Tensor = self(inputs, **run_options)
+            return logits
+
+    def run_with_cache(
+        self,
+        inputs: AVInputs | Int[Tensor, "batch pos"],
+        names_filter: names.NamesFilter = None,
+        *,
+        reductions: Sequence[Reduction] = (),
+        fwd_hooks: Sequence[FwdHook] = (),
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        **run_options: Any,
+    ) -> tuple[Float[Tensor, "batch pos d_vocab"], AVCache]:
+        """Logits, and the activations that the filter names.
+
+        Args:
+            inputs: What `prepare` returned, or bare token ids of text.
+            names_filter: Short names (`"resid_pre"`), full names, or a predicate. By default everything but scores,
+                patterns and per-head results; `[]` for reductions only.
+            reductions: What to keep instead of whole activations.
+            fwd_hooks: Edits to run with; the cache sees what they left.
+            device: Where to keep the activations, such as `"cpu"`; by default where they were made.
+            remove_batch_dim: TransformerLens's: drop the batch axis of a single prompt.
+            run_options: Those of `forward`.
+
+        Raises:
+            HookError: If the filter matches nothing.
+        """
+        with self._lock:
+            inputs = self._as_inputs(inputs)
+            recorder = self._recorder(names_filter, reductions, device, detach=not run_options.get("grad", False))
+            logits = self.run_with_hooks(inputs, [*fwd_hooks, *recorder.hooks()], **run_options)
+            cache = recorder.cache(self, [p.tokens for p in inputs.prompts], self.made_by(inputs))
+        if remove_batch_dim:
+            cache.remove_batch_dim()
+        return logits, cache
+
+    def generate(
+        self,
+        inputs: AVInputs,
+        max_new_tokens: int = 64,
+        *,
+        fwd_hooks: Sequence[FwdHook] = (),
+        decoding: DecodingMethod | None = None,
+        names_filter: names.NamesFilter = (),
+        reductions: Sequence[Reduction] = (),
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        streamer: Any = None,
+        **options: Any,
+    ) -> Generation:
+        """Write an answer, greedily unless `do_sample=True`. Hooks act on the prompt and on every step.
+
+        Args:
+            inputs: One or more prompts.
+            max_new_tokens: How many tokens at most.
+            fwd_hooks: Edits; under a decoding method they act on its original stream.
+            decoding: A decoding method, such as `avlens.decoding.ASD()`.
+            names_filter: Activations to record over prompt and steps; none by default.
+            reductions: What to record instead of whole activations.
+            device: Where to keep what is recorded.
+            seed: For sampling; the global generator is left as it was.
+            logits_processor: transformers' LogitsProcessorList.
+            stopping_criteria: transformers' StoppingCriteriaList.
+            streamer: transformers' streamer.
+            options: transformers' GenerationConfig's, such as `do_sample`, `temperature`, `num_beams`.
+
+        Raises:
+            DecodingError: If the decoding method cannot run with these options.
+        """
+        if max_new_tokens < 1:
+            raise DecodingError(f"max_new_tokens is {max_new_tokens}. Ask for at least one token.")
+        config = generation_config(self.stock.whole.generation_config, {"max_new_tokens": max_new_tokens, **options})
+        with self._alone(), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            run = self._start(decoding, inputs, config)
+            recorder = self._recorder(names_filter, reductions, device, detach=True)
+            hooks = all_hooks(run, [*fwd_hooks, *recorder.hooks()], len(inputs))
+            with self.hooks(hooks):
+                loop: Any = Loop(self, inputs, run)
+                ids: Tensor = loop.generate(
+                    input_ids=inputs.ids.clamp(min=0).to(self.device), attention_mask=inputs.attention_mask.to(self.device),
+                    generation_config=config, past_key_values=KeyValues(), logits_processor=logits_processor,
+                    stopping_criteria=stopping_criteria, streamer=streamer,
+                )  # fmt: skip
+        new = ids[:, inputs.shape[1] :]
+        texts = tuple(self.tokenizer.batch_decode(new, skip_special_tokens=True))
+        made_by = self.made_by(inputs, decoding=repr(decoding), seed=seed, max_new_tokens=max_new_tokens, **options)
+        cache = recorder.cache(self, [p.tokens for p in inputs.prompts], made_by) if recorder.parts else None
+        return Generation(new, texts, cache, {} if run is None else run.records(), made_by)
+
+    def advance(
+        self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues
+    ) -> Float[Tensor, "batch 1 d_vocab"]:
+        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position."""
+        length = inputs.shape[1]
+        n = length if step is None else step.shape[1]
+        index = torch.arange(past.seen, past.seen + n)
+        run = Run(inputs.padding, inputs.layouts, index, index)
+        with running(self._watched(), run):
+            if step is None:
+                embeds, positions = self._merge(inputs, grad=False), inputs.positions
+            else:
+                embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
+                ahead = inputs.next_positions[:, None] + (index - length)
+                positions = ahead.expand(inputs.positions.shape[0], -1, -1)
+            past.seen += n
+            return self._decode(embeds, self._pass(run, positions, past, self.attn), None, last=True)
+
+    def forget_encodings(self) -> None:
+        """Let go of the encoder outputs that were kept, as after an edit of an encoder's weights."""
+        with self._lock:
+            self._encoded.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "HookedAVModel":
+        self.forget_encodings()
+        moved: HookedAVModel = super()._apply(fn, recurse)
+        return moved
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: Sequence[FwdHook] = (), bwd_hooks: Sequence[FwdHook] = (), *args: Any, **kwargs: Any
+    ) -> Iterator[Any]:
+        """TransformerLens's context of temporary hooks.
+
+        Raises:
+            HookError: If a name is no hook point of this model, or a predicate matches none.
+        """
+        for name, _fn in [*fwd_hooks, *bwd_hooks]:
+            self._check_hook_name(name)
+        with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs) as model:
+            yield model
+
+    # Inside.
+
+    @contextmanager
+    def _alone(self, *, grad: bool = False) -> Iterator[None]:
+        with self._lock, torch.set_grad_enabled(grad):
+            yield
+
+    def _check_hook_name(self, name: names.HookName) -> None:
+        if callable(name):
+            if not any(name(full) for full in self.hook_dict):
+                raise HookError(f"a hook for {name!r} would never run: no hook point of this model matches.")
+        elif name not in self.hook_dict:
+            layer = names.layer_of(name)
+            if layer is not None and layer >= self._cfg.n_layers:
+                raise LayerError(
+                    f"{name!r} is in layer {layer}, but the model has {self._cfg.n_layers} (0 to {self._cfg.n_layers - 1})."
+                )
+            names.matching([name], self.hook_dict)
+            raise HookError(
+                f"{name!r} is a short name. A hook needs the full one, such as {names.matching([name], self.hook_dict)[0]!r}."
+            )
+
+    def _recorder(
+        self, names_filter: names.NamesFilter, reductions: Sequence[Reduction], device: Any, *, detach: bool
+    ) -> Recorder:
+        nothing = not callable(names_filter) and names_filter is not None and len(names_filter) == 0
+        full_names = [] if nothing else names.matching(names_filter, self.hook_dict)
+        return Recorder(full_names, reductions, device, detach=detach)
+
+    def _watched(self) -> list[HookPoint]:
+        return [point for point in self.hook_dict.values() if watched(point)]
+
+    def _as_inputs(self, inputs: AVInputs | Tensor) -> AVInputs:
+        if isinstance(inputs, AVInputs):
+            return inputs
+        if not isinstance(inputs, Tensor) or inputs.is_floating_point() or inputs.ndim != 2:
+            raise PromptError(
+                f"the model was given {_described(inputs)}. Pass what model.prepare(...) returns, or token ids [batch, pos]."
+            )
+        return self.family.text_inputs(inputs)
+
+    def _merge(self, inputs: AVInputs, *, grad: bool) -> Float[Tensor, "batch pos d_model"]:
+        """What enters block 0: token embeddings, with encoder outputs in the places of the media."""
+        embeds = self.hook_token_embed(self.embed(inputs.ids.clamp(min=0).to(self.device)))
+        rows, columns, values = [], [], []
+        for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
+            for media in prompt.media:
+                encoded = self._encode(media, grad=grad)
+                if len(encoded) != len(media.positions):
+                    raise PromptError(
+                        f"the {media.modality.name.lower()} encoder made {len(encoded)} embeddings for "
+                        f"{len(media.positions)} places in the prompt. A hook on an encoder must keep its length."
+                    )
+                rows.append(torch.full_like(media.positions, row))
+                columns.append(media.positions + pad)
+                values.append(encoded.to(embeds.device, embeds.dtype))
+        if values:
+            places = torch.cat(rows).to(embeds.device), torch.cat(columns).to(embeds.device)
+            embeds = embeds.index_put(places, torch.cat(values))
+        if grad and not embeds.requires_grad:
+            embeds = embeds.detach().requires_grad_()
+        merged: Tensor = self.hook_embed(embeds)
+        return merged
+
+    def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "media_pos d_model"]:
+        """An encoder's output, from the store unless someone looks inside or wants gradients."""
+        point: HookPoint = getattr(self, f"hook_{media.modality.name.lower()}_embed")
+        encoders = {name: getattr(self, name) for name in self.stock.encoders}
+        inside = grad or watched(point) or any(encoder.watched for encoder in encoders.values())
+        if inside:
+            out: Tensor = point(self.family.encode(encoders, media)[None])[0]
+            return out
+        if media.key in self._encoded:
+            self._encoded.move_to_end(media.key)
+            return self._encoded[media.key]
+        encoded = self._encoded[media.key] = self.family.encode(encoders, media)
+        if len(self._encoded) > KEPT_ENCODINGS:
+            self._encoded.popitem(last=False)
+        return encoded
+
+    def _pass(
+        self, run: Run, positions: Int[Tensor, "axis batch pos"], past: KeyValues | None, mode: AttentionMode
+    ) -> Pass:
+        cos, sin = rotary(positions.to(self.device), self._cfg, self.dtype)
+        return Pass(run, cos, sin, past, mode)
+
+    def _decode(self, x: Tensor, at: Pass, logits_at: TokenSet | None, *, last: bool = False) -> Tensor:
+        for block in self.blocks:
+            x = block(x, at)
+        if last:
+            x = x[:, -1:]
+        elif logits_at is not None:
+            x = _rows_at(x, at.run, logits_at)
+        x = x.to(device_of(self.ln_final.stock))
+        out: Tensor = self.unembed(self.ln_final(x).to(device_of(self.unembed)))
+        return out
+
+    def _start(self, decoding: DecodingMethod | None, inputs: AVInputs, config: Any) -> Any:
+        if decoding is None:
+            return None
+        if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+            raise DecodingError(
+                f"{type(decoding).__name__} decodes one continuation per prompt, but num_beams={config.num_beams} and "
+                f"num_return_sequences={config.num_return_sequences}. Repeat the prompt with AVInputs.batch instead."
+            )
+        if self._watched():
+            raise DecodingError(
+                f"hooks are attached to {self._watched()[0].name}, and a decoding method cannot tell its streams apart for "
+                "them. Pass them to generate as fwd_hooks, after model.reset_hooks()."
+            )
+        return decoding.start(self, inputs)
+
+
+def _rows_at(x: Float[Tensor, "batch pos d_model"], run: Run, tokens: TokenSet) -> Float[Tensor, "batch asked d_model"]:
+    """The rows at a set's positions, in its order."""
+    if any(layout != tokens.layout for layout in run.layouts):
+        raise PositionError(
+            f"{tokens!r} belongs to a prompt of another layout than those that run. Take it from inputs.tokens."
+        )
+    own = run.query_index[None] - run.padding[:, None]
+    hits = own[:, :, None] == tokens.positions
+    if not bool(hits.any(1).all()):
+        raise PositionError(f"{tokens!r} holds positions that were discarded on the way, so they have no logits.")
+    index = hits.long().argmax(1).to(x.device)
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def _recorded(part: Part) -> dict[str, Any]:
+    """What a result should carry of a piece of a prompt."""
+    if isinstance(part, str):
+        return {"text": part}
+    if isinstance(part, Clip):
+        name = "" if part.source is None else part.source.name
+        return {"clip": name, "seconds": part.seconds, "sha256": part.sha256}
+    return {"image": list(part.shape[1:])}
+
+
+def _check_part(part: Any) -> None:
+    if isinstance(part, (Clip, str)):
+        return
+    if not isinstance(part, Tensor) or part.dtype != torch.uint8 or part.ndim != 3 or part.shape[0] != 3:
+        raise PromptError(
+            f"a prompt was given {_described(part)}. Pass clips, text, or images as uint8 tensors [3, height, width]."
+        )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)} and {value.dtype}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,49 @@
+"""Pictures of runs and results: one file, one picture.
+
+`plot` draws any result. `timeline` shows what tokens carry along a clip, `attention` and `attention_full` who attends
+to whom, and `report` writes a page with the clip inside. Nothing here sets a global renderer or reaches the network.
+
+All of it is loaded at once: functions bear the names of their modules, which a lazy import would put in their place.
+"""
+
+from functools import singledispatch
+from typing import Any
+
+import plotly.graph_objects as go
+
+from avlens.analyses.dominance import Hubs, ModalityDominance
+from avlens.analyses.sinks import SinkDims, Sinks
+from avlens.analyses.tracing import CausalTrace
+from avlens.errors import ViewError
+from avlens.views.attention import attention, attention_full
+from avlens.views.dominance import plot_dominance
+from avlens.views.hubs import plot_hubs
+from avlens.views.page import View
+from avlens.views.report import Section, report
+from avlens.views.sink_dims import plot_sink_dims
+from avlens.views.sinks import plot_sinks
+from avlens.views.timeline import timeline
+from avlens.views.trace import plot_trace
+
+__all__ = ["Section", "View", "attention", "attention_full", "plot", "report", "timeline"]
+
+
+@singledispatch
+def plot(result: Any) -> go.Figure:
+    """The picture of a result. `plot.register(type)` adds one for a type of your own.
+
+    Raises:
+        ViewError: If there is none for this type.
+    """
+    known = sorted(kind.__name__ for kind in plot.registry if kind is not object)
+    raise ViewError(
+        f"there is no picture of {type(result).__module__}.{type(result).__qualname__}. plot draws {', '.join(known)}; "
+        "add one with plot.register(type)(draw)."
+    )
+
+
+plot.register(CausalTrace)(plot_trace)
+plot.register(Hubs)(plot_hubs)
+plot.register(ModalityDominance)(plot_dominance)
+plot.register(SinkDims)(plot_sink_dims)
+plot.register(Sinks)(plot_sinks)

@@ -1,0 +1,143 @@
+"""How does a page play a clip from the token that a reader clicks on?
+
+The clip stands in the page as base64 and is played from memory. What plays is what the model was given: the clip's own
+file only if it still holds these frames and this sound. A silenced, cut or noised clip remembers the file it came
+from, but is written anew.
+"""
+
+import base64
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from avlens.errors import MediaError, ViewError
+from avlens.media import Clip
+from avlens.media.codec import resize
+
+_MOST_BYTES = 100 * 2**20
+_COARSE, _APART = 16, 16  # cells per side and levels of 255: what scaling twice may change
+_TYPES = {".mp4": "mp4", ".webm": "webm", ".m4a": "mp4", ".mp3": "mpeg", ".wav": "wav"}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A clip as a browser plays it.
+
+    Attributes:
+        content: The file.
+        kind: Its MIME type.
+    """
+
+    content: bytes
+    kind: str
+
+
+def recording(clip: Clip) -> Recording:
+    """The clip's own file where a browser plays it and it holds what the clip holds; else its frames and samples, as mp4.
+
+    Raises:
+        ViewError: If it is too big for a page.
+        MediaError: If it cannot be written.
+    """
+    medium = "video" if clip.has_video else "audio"
+    path = clip.source
+    if path is not None and path.suffix.lower() in _TYPES and _is_small(path) and _holds(path, clip):
+        return Recording(path.read_bytes(), f"{medium}/{_TYPES[path.suffix.lower()]}")
+    with tempfile.TemporaryDirectory() as folder:
+        written = clip.to_file(Path(folder) / "clip.mp4")
+        if not _is_small(written):
+            raise ViewError(
+                f"{clip!r} takes {written.stat().st_size / 2**20:.0f} MiB as a file; a page holds {_MOST_BYTES / 2**20:.0f}. "
+                "Pass a part, such as clip.cut(0, 60), prepared anew."
+            )
+        return Recording(written.read_bytes(), f"{medium}/mp4")
+
+
+def player(played: Recording) -> str:
+    """HTML of the player."""
+    tag = played.kind.split("/")[0]
+    data = base64.b64encode(played.content).decode()
+    return (
+        f"<{tag} id='avlens-player' controls preload='auto'></{tag}>"
+        "<p id='avlens-problem' hidden>This browser cannot play the clip's format.</p>"
+        f"<script type='text/plain' id='avlens-media' data-kind='{played.kind}'>{data}</script>"
+    )
+
+
+def synced(plot: str, plot_id: str) -> str:
+    """A plot over seconds, as HTML, that seeks the player on a click and shows where it is by a line."""
+    return (
+        f"<div id='avlens-synced'>{plot}<div id='avlens-cursor' hidden></div></div>"
+        f"<script>{_SCRIPT.replace('PLOT_ID', plot_id)}</script>"
+    )
+
+
+def _is_small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= _MOST_BYTES
+
+
+def _holds(path: Path, clip: Clip) -> bool:
+    """Whether a file, read again, gives these frames and this sound, up to what scaling changes."""
+    n = 2 if clip.frames is None else len(clip.frames)
+    try:
+        again = Clip.from_file(
+            path, fps=clip.fps or 2.0, min_frames=n, max_frames=max(2, n), max_pixels=64 * 64,
+            sample_rate=clip.sample_rate or 16000,
+        )  # fmt: skip
+    except MediaError:
+        return False
+    return _same_sound(again.waveform, clip.waveform) and _same_frames(again.frames, clip.frames)
+
+
+def _same_sound(one: Float32[Tensor, " some"] | None, other: Float32[Tensor, " others"] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.allclose(one, other, atol=1e-3)
+
+
+def _same_frames(
+    small: UInt8[Tensor, "frame 3 h w"] | None, frames: UInt8[Tensor, "frames 3 height width"] | None
+) -> bool:
+    if small is None or frames is None:
+        return small is frames
+    if len(small) != len(frames):
+        return False
+    apart = resize(frames, _COARSE, _COARSE).float() - resize(small, _COARSE, _COARSE).float()
+    return float(apart.abs().max()) < _APART
+
+
+_SCRIPT = """
+(() => {
+  const player = document.getElementById("avlens-player"), plot = document.getElementById("PLOT_ID");
+  const cursor = document.getElementById("avlens-cursor"), box = document.getElementById("avlens-synced");
+  const media = document.getElementById("avlens-media");
+  const bytes = Uint8Array.from(atob(media.textContent), c => c.charCodeAt(0));
+  player.addEventListener("error", () => { document.getElementById("avlens-problem").hidden = false; });
+  player.src = URL.createObjectURL(new Blob([bytes], {type: media.dataset.kind}));
+  const place = () => {
+    const areas = [...plot.querySelectorAll(".nsewdrag")].map(area => area.getBoundingClientRect());
+    const range = plot.layout.xaxis.range, outer = box.getBoundingClientRect();
+    const share = (player.currentTime - range[0]) / (range[1] - range[0]);
+    cursor.hidden = !areas.length || share < 0 || share > 1;
+    if (cursor.hidden) return;
+    const top = Math.min(...areas.map(area => area.top)), bottom = Math.max(...areas.map(area => area.bottom));
+    cursor.style.left = `${areas[0].left - outer.left + share * areas[0].width}px`;
+    cursor.style.top = `${top - outer.top}px`;
+    cursor.style.height = `${bottom - top}px`;
+  };
+  const follow = () => { place(); if (!player.paused) requestAnimationFrame(follow); };
+  player.addEventListener("play", follow);
+  for (const event of ["timeupdate", "seeked"]) player.addEventListener(event, place);
+  addEventListener("resize", () => setTimeout(place, 300));
+  plot.on("plotly_afterplot", place);
+  plot.on("plotly_click", event => {
+    const point = event.points[0], told = point.customdata;
+    player.currentTime = Math.max(0, Array.isArray(told) ? told[told.length - 1] : point.x);
+    player.play().catch(() => {});
+  });
+})();
+"""

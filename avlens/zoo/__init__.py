@@ -1,0 +1,1 @@
+"""The embedded models: weights, and what small models are made of."""

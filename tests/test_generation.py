@@ -1,0 +1,183 @@
+import pytest
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from avlens import knockout, patch, reweight
+from avlens.errors import BatchError, DecodingError
+from avlens.hooks import first_query_pos
+from avlens.inputs import AVInputs
+from avlens.testing import tiny_model
+from tests.helpers import KINDS, assert_equal, largest_difference, prompt_of
+
+MODEL = tiny_model(seed=1)
+INPUTS = prompt_of(MODEL, "video_and_audio")
+TOKENS = INPUTS.tokens
+END = MODEL.stock.whole.generation_config.eos_token_id
+
+
+def stock_generate(inputs, n, **options):
+    """What transformers' own model writes, without the prompt."""
+    with torch.no_grad():
+        ids = MODEL.stock.whole.generate(**inputs.hf_kwargs(), max_new_tokens=n, **options)
+    return ids[:, inputs.shape[1] :]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_tokens_equal_the_stock_models(kind):
+    inputs = prompt_of(MODEL, kind)
+    out = MODEL.generate(inputs, 8, min_new_tokens=8)
+    assert torch.equal(out.tokens, stock_generate(inputs, 8, do_sample=False, min_new_tokens=8))
+    assert len(out.texts) == len(inputs) and out.texts[0] == MODEL.tokenizer.decode(
+        out.tokens[0], skip_special_tokens=True
+    )
+
+
+def test_generation_stops_at_the_end_of_text_and_pads_the_rows_that_ended():
+    batch = AVInputs.batch([INPUTS, prompt_of(MODEL, "text"), prompt_of(MODEL, "image")])
+    free = MODEL.generate(batch, 6, min_new_tokens=6).tokens
+    end = int(free[1, 2])
+    early = MODEL.generate(batch, 6, eos_token_id=end)
+    assert torch.equal(early.tokens, stock_generate(batch, 6, do_sample=False, eos_token_id=end))
+    stop = early.tokens[1].tolist().index(end)
+    assert set(early.tokens[1, stop + 1 :].tolist()) <= {MODEL.stock.whole.generation_config.pad_token_id}
+    alone = MODEL.generate(batch[1], 6, eos_token_id=end)
+    assert alone.tokens[0].tolist() == early.tokens[1, : stop + 1].tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_k": 7}, {"top_p": 0.8}, {"num_return_sequences": 3}])
+def test_sampling_with_a_seed_equals_the_stock_models(options):
+    before = torch.get_rng_state()
+    ours = MODEL.generate(INPUTS, 8, do_sample=True, seed=3, **options)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(3)
+    assert torch.equal(ours.tokens, stock_generate(INPUTS, 8, do_sample=True, **options))
+    assert not torch.equal(ours.tokens, MODEL.generate(INPUTS, 8, do_sample=True, seed=4, **options).tokens)
+
+
+@pytest.mark.parametrize("kind", ["video_and_audio", "batch"])
+def test_beams_equal_the_stock_models(kind):
+    inputs = prompt_of(MODEL, kind)
+    ours = MODEL.generate(inputs, 6, num_beams=3)
+    assert torch.equal(ours.tokens, stock_generate(inputs, 6, num_beams=3, do_sample=False))
+
+
+def test_processors_criteria_and_options_are_the_loops_own():
+    class Only(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            only = torch.full_like(scores, -torch.inf)
+            only[:, 300] = 0
+            return only
+
+    class Stop(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            return torch.full((input_ids.shape[0],), input_ids.shape[1] >= len(TOKENS) + 3)
+
+    out = MODEL.generate(
+        INPUTS, 9, logits_processor=LogitsProcessorList([Only()]), stopping_criteria=StoppingCriteriaList([Stop()])
+    )
+    assert out.tokens.tolist() == [[300, 300, 300]]
+    penalised = MODEL.generate(INPUTS, 8, repetition_penalty=1.7, min_new_tokens=8)
+    assert torch.equal(
+        penalised.tokens, stock_generate(INPUTS, 8, repetition_penalty=1.7, min_new_tokens=8, do_sample=False)
+    )
+
+
+def test_wrong_options_are_refused_with_what_to_do():
+    with pytest.raises(
+        DecodingError, match="'beams' is no option of generate. Options are those of .*GenerationConfig"
+    ):
+        MODEL.generate(INPUTS, 3, beams=4)
+    with pytest.raises(DecodingError, match="max_new_tokens is 0. Ask for at least one"):
+        MODEL.generate(INPUTS, 0)
+    with pytest.raises(BatchError, match=r"2 texts were written. Choose one, such as out.texts\[0\]"):
+        _ = MODEL.generate(AVInputs.batch([INPUTS, INPUTS]), 2).text
+
+
+def test_hooks_see_every_step_at_its_absolute_position():
+    seen = []
+    hooks = [("blocks.1.hook_resid_pre", lambda x, hook: seen.append((first_query_pos(hook), x.shape[1])))]
+    out = MODEL.generate(INPUTS, 4, fwd_hooks=hooks, min_new_tokens=4)
+    n = len(TOKENS)
+    assert seen == [(0, n), (n, 1), (n + 1, 1), (n + 2, 1)]
+    assert torch.equal(out.tokens, MODEL.generate(INPUTS, 4, min_new_tokens=4).tokens)
+
+
+def teacher_forced(hooks, tokens):
+    """Logits of one full run over prompt and answer, with the sets of the prompt made for the longer text."""
+    whole = MODEL.stock.whole
+    ids = torch.cat([INPUTS.ids, tokens], 1)
+    n, longer = len(TOKENS), ids.shape[1]
+    prompt = INPUTS.prompt
+    # The same prompt with the answer in it: text at the next position ids.
+    from dataclasses import replace
+
+    from avlens.tokens import Modality, Segment, TokenMap
+
+    new = torch.arange(longer - n)
+    answer = TokenMap.of(tokens[0], ["."] * len(new), Modality.TEXT, Segment.ANSWER)
+    positions = torch.cat([prompt.positions, (prompt.next_position + new).expand(3, -1)], 1)
+    joined = replace(prompt, ids=ids[0], tokens=TokenMap.join([prompt.tokens, answer]), positions=positions)
+    inputs = AVInputs((joined,), INPUTS.stock_kwargs)
+    with torch.no_grad():
+        assert_equal(
+            MODEL(inputs),
+            whole(**INPUTS.hf_kwargs() | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits,
+        )
+    return MODEL.run_with_hooks(inputs, fwd_hooks=hooks(joined.tokens))[:, n - 1 :]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t, readers: knockout(readers, t.audio),
+        lambda t, readers: knockout(readers, t.video, layers=[1], heads=[0, 2]),
+        lambda t, readers: reweight(readers, t.audio, 1.5),
+        lambda t, readers: reweight(readers, t.video, -0.8, site="pattern"),
+    ],
+)
+def test_an_edit_in_decoding_equals_the_same_edit_in_one_full_run(edit):
+    steps = []
+    watch = [("ln_final.hook_normalized", lambda x, hook: steps.append(x[:, -1:]))]
+    hooks = edit(TOKENS, TOKENS.last | TOKENS.generated)
+    out = MODEL.generate(INPUTS, 5, fwd_hooks=hooks + watch, min_new_tokens=5)
+    n = len(TOKENS)
+    wanted = teacher_forced(lambda t: edit(_like(t), t.at(range(n - 1, len(t)))), out.tokens[:, :4])
+    logits = MODEL.unembed(torch.cat(steps, 1) * MODEL.ln_final.w)
+    assert_equal(logits, wanted)
+    plain = teacher_forced(lambda t: [], out.tokens[:, :4])
+    assert largest_difference(wanted[:, 1:], plain[:, 1:]) > 1e-3
+
+
+def _like(tokens):
+    return tokens
+
+
+def test_a_patched_prompt_is_read_by_every_later_step():
+    other = MODEL.prepare(prompt_clip().silenced(), "what do you hear ?")
+    _, cache = MODEL.run_with_cache(INPUTS, "resid_pre")
+    hooks = patch(cache, TOKENS.all - TOKENS.last)
+    patched = MODEL.generate(other, 6, fwd_hooks=hooks, min_new_tokens=6)
+    assert torch.equal(patched.tokens, MODEL.generate(INPUTS, 6, min_new_tokens=6).tokens)
+
+
+def prompt_clip():
+    from avlens.testing import tiny_clip
+
+    return tiny_clip(2.6, size=(84, 56), seed=3)
+
+
+def test_hooks_act_on_every_beam():
+    hooks = knockout(TOKENS.question, TOKENS.audio)
+    ours = MODEL.generate(INPUTS, 4, num_beams=2, fwd_hooks=hooks)
+    assert ours.tokens.shape[0] == 1
+    rows = []
+    MODEL.generate(INPUTS, 3, num_beams=2, fwd_hooks=[("hook_embed", lambda x, hook: rows.append(x.shape[0]))])
+    assert set(rows) == {2}
+
+
+def test_what_was_written_says_what_made_it():
+    out = MODEL.generate(INPUTS, 3, do_sample=True, seed=5, temperature=0.5)
+    assert out.cache is None and out.records == {}
+    assert out.made_by["seed"] == 5 and out.made_by["temperature"] == 0.5 and out.made_by["max_new_tokens"] == 3
+    assert out.made_by["prompts"][0]["question"] == "what do you hear ?"
+    assert repr(out) == f"Generation({out.text!r})"

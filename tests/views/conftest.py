@@ -1,0 +1,43 @@
+from types import SimpleNamespace
+
+import pytest
+
+from avlens.analyses.dominance import modality_dominance, split_sinks
+from avlens.analyses.sinks import find_sink_dims, find_sinks
+from avlens.analyses.tracing import causal_trace
+from avlens.testing import tiny_clip, tiny_model
+
+
+@pytest.fixture(scope="session")
+def run():
+    """One run of a tiny model on a clip of 4 s, and every result that has a picture."""
+    model, clip, question = tiny_model(n_layers=3), tiny_clip(4.0), "what do you hear ?"
+    inputs, silent = model.prepare(clip, question), model.prepare(clip.silenced(), question)
+    _, cache = model.run_with_cache(inputs, names_filter=["resid_pre", "pattern"])
+    tokens = inputs.tokens
+    sinks = find_sinks(cache, [5, 9], energy=0.05)
+    mds = modality_dominance(cache, sinks.tokens & tokens.media)
+    return SimpleNamespace(
+        model=model,
+        clip=clip,
+        tokens=tokens,
+        cache=cache,
+        sinks=sinks,
+        mds=mds,
+        hubs=split_sinks(mds),
+        dims=find_sink_dims(model, ratio=2),
+        trace=causal_trace(
+            model, inputs, silent, {"all": tokens.media, "<audio>": tokens.audio, "none": tokens.at([])}
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def prompts(run):
+    """A clip and its TokenMap, by what the clip has."""
+    clips = {
+        "both": run.clip,
+        "audio only": tiny_clip(2.0, video=False),
+        "video only": tiny_clip(2.0, audio=False),
+    }
+    return {name: (clip, run.model.prepare(clip, "what ?").tokens) for name, clip in clips.items()}

@@ -1,0 +1,103 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from avlens.analyses.sinks import find_sinks
+from avlens.errors import ViewError
+from avlens.tokens import Modality
+from avlens.views import plot
+from avlens.views.dominance import plot_dominance
+from avlens.views.style import COLOURS, origin
+
+RESULTS = ["sinks", "dims", "mds", "hubs", "trace"]
+
+
+@pytest.mark.parametrize("result", RESULTS)
+def test_every_result_has_a_picture_that_cannot_upload(run, result):
+    fig = plot(getattr(run, result))
+    assert len(fig.data) > 0 and fig.layout.title.text
+    assert "sendChartToCloud" in fig.layout.modebar.remove
+    fig.to_json()
+
+
+@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs"])
+def test_pictures_say_what_was_asked_of_which_model(run, result):
+    note = plot(getattr(run, result)).layout.title.subtitle.text
+    assert "what do you hear ?" in note and (result == "hubs" or "tiny-qwen2_5_omni-0" in note)
+
+
+def test_what_has_no_picture_is_refused_with_what_has():
+    with pytest.raises(ViewError, match=r"builtins.int.*CausalTrace, Hubs.*plot.register"):
+        plot(3)
+
+
+def test_sinks_are_counted_by_layer_and_modality(run):
+    bars = {one.name: one for one in plot(run.sinks).data if one.type == "bar"}
+    for layer, row in enumerate(run.sinks.is_sink):
+        assert sum(bar.y[layer] for bar in bars.values()) == int(row.sum())
+    assert {name: bar.marker.color for name, bar in bars.items()}.items() <= {
+        kind.name.lower(): colour for kind, colour in COLOURS.items()
+    }.items()
+
+
+def test_modalities_have_their_colours():
+    assert [COLOURS[kind] for kind in (Modality.VIDEO, Modality.AUDIO, Modality.TEXT)] == [
+        "#0072B2",
+        "#E69F00",
+        "#666666",
+    ]
+
+
+def test_no_sinks_are_drawn_too(run):
+    assert "0 sinks" in plot(find_sinks(run.cache, [])).layout.title.text
+
+
+def test_dominance_tells_how_many_and_leaves_out_what_has_no_score(run):
+    score = torch.zeros_like(run.mds.score)
+    score[:, 0], score[:, 1] = math.nan, 1.0
+    fig = plot(replace(run.mds, score=score))
+    shown = [x for one in fig.data for x in one.x]
+    assert len(shown) == len(run.mds.sinks) - 1 and max(shown) < 1
+    assert sum(int(one.name.split("n = ")[1].rstrip(")")) for one in fig.data) == len(shown)
+    assert "1 that nothing later reads left out" in fig.layout.title.subtitle.text
+
+
+def test_scores_that_mean_nothing_are_hatched(run):
+    fig = plot(replace(run.mds, score=torch.ones_like(run.mds.score), one_sided=torch.ones(len(run.mds.sinks)).bool()))
+    assert {one.marker.pattern.shape for one in fig.data} == {"/"}
+
+
+def test_a_band_outside_of_the_scores_is_refused(run):
+    with pytest.raises(ViewError, match="between 0 and 1"):
+        plot_dominance(run.mds, band=1.5)
+
+
+def test_hubs_count_each_sink_once(run):
+    assert sum(sum(one.x) for one in plot(run.hubs).data) == len(run.mds.sinks)
+
+
+def test_effects_are_bars_and_total_effects_lines(run):
+    fig = plot(run.trace)
+    assert list(fig.data[0].y) == run.trace.ie_clean.double().tolist()
+    assert list(fig.data[1].y) == run.trace.ie_corrupt.double().tolist()
+    assert [shape.y0 for shape in fig.layout.shapes] == [run.trace.te_clean, run.trace.te_corrupt]
+    assert list(fig.data[0].x) == [
+        f"all<br>n = {len(run.tokens.media)}", f"&lt;audio&gt;<br>n = {len(run.tokens.audio)}", "none<br>n = 0",
+    ]  # fmt: skip
+
+
+def test_unknown_numbers_do_not_break_pictures(run):
+    plot(replace(run.trace, p_patched=torch.full((3, 2), math.nan))).to_json()
+    plot(replace(run.sinks, energy=torch.full_like(run.sinks.energy, math.nan))).to_json()
+    plot(replace(run.mds, score=torch.full_like(run.mds.score, math.nan))).to_json()
+
+
+def test_origin_says_what_is_known():
+    record = {"question": "what   is it ?" + " x" * 50, "clips": ["0123456789ab"]}
+    assert origin({"model": "m", "dtype": "torch.bfloat16", "prompts": [record]}).startswith(
+        "m · bfloat16 · clip 01234567 · “what is it ?"
+    )
+    assert origin({}) == ""
+    assert origin({"prompts": [{}, {}]}) == "2 prompts"

@@ -1,0 +1,200 @@
+import base64
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from avlens.errors import PositionError
+from avlens.media import Clip
+from avlens.views import Section, attention, plot, report
+from avlens.views.player import recording
+
+HOSTILE = "</script><b>bold</b>&"
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes; what is inside scripts is text."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def tags(html):
+    parser = Tags()
+    parser.feed(html)
+    return parser.tags
+
+
+def sections(run):
+    table = pd.DataFrame({HOSTILE: [HOSTILE, np.nan]}, index=pd.Index([1, 2], name="position"))
+    return [
+        Section(HOSTILE, f"One.\n\n{HOSTILE}", table=table, generated=HOSTILE),
+        Section("Figures", figures=[plot(run.sinks), plot(run.mds)]),
+        Section("Attention", view=attention(run.cache, layer=1)),
+        Section("Again", view=attention(run.cache, layer=2, heads=[0])),
+    ]
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    value = torch.linspace(-1, 1, len(run.tokens))
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return report(
+        path,
+        title=HOSTILE,
+        clip=run.clip,
+        tokens=run.tokens,
+        sections=sections(run),
+        value=value,
+        sinks=run.sinks.tokens,
+    )
+
+
+@pytest.fixture(scope="module")
+def html(written):
+    return written.read_text(encoding="utf-8")
+
+
+def media(html):
+    kind, data = re.search(r"id='avlens-media' data-kind='(.*?)'>(.*?)</script>", html).groups()
+    return kind, base64.b64decode(data)
+
+
+def test_a_report_asks_nothing_of_the_network(html):
+    links = [
+        (tag, name, value) for tag, attrs in tags(html) for name, value in attrs.items() if name in ("src", "href")
+    ]
+    assert not [link for link in links if not link[2].startswith("data:")]
+    assert "default-src 'none'" in html and "connect-src" not in html
+    assert "sendChartToCloud" in html  # among what is removed
+
+
+def test_scripts_are_in_the_page_once(html):
+    assert html.count("var CircuitsVis=") == 1
+    assert len(re.findall(r"<script>/\*\*\s*\* plotly.js", html)) == 1
+    assert html.count("Plotly.newPlot(") == 3 + html.split("<main>")[0].count("Plotly.newPlot(")
+
+
+def test_all_text_is_escaped(html):
+    body = html.split("<main>")[1]
+    assert "<b>" not in body
+    assert body.count("&lt;/script&gt;&lt;b&gt;bold") == 6  # heading, paragraph, answer, column, cell and the title
+    assert [tag for tag, _ in tags(html)].count("b") == 0
+
+
+def test_ids_are_unique_and_pages_are_repeatable(run, html, written, tmp_path):
+    ids = [attrs["id"] for _, attrs in tags(html) if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    value = torch.linspace(-1, 1, len(run.tokens))
+    again = report(
+        tmp_path / "again.html", title=HOSTILE, clip=run.clip, tokens=run.tokens, sections=sections(run), value=value,
+        sinks=run.sinks.tokens,
+    )  # fmt: skip
+    assert again.read_text(encoding="utf-8") == html
+
+
+def test_tables_show_what_is_unknown_and_their_index_once(html):
+    table = html.split("<table")[1].split("</table>")[0]
+    assert "–" in table and table.count("position") == 1
+
+
+def test_long_tables_are_cut_and_say_so(run, tmp_path):
+    section = Section("long", table=pd.DataFrame({"x": range(500)}))
+    html = report(tmp_path / "r.html", title="t", clip=run.clip, tokens=run.tokens, sections=[section]).read_text(
+        "utf-8"
+    )
+    assert "The first 100 of 500 rows" in html and "<td>100</td>" not in html
+
+
+@pytest.mark.parametrize("having", ["both", "audio only", "video only"])
+def test_the_clip_is_inside(prompts, tmp_path, having):
+    clip, tokens = prompts[having]
+    html = report(tmp_path / "r.html", title="t", clip=clip, tokens=tokens).read_text("utf-8")
+    kind, content = media(html)
+    assert kind == ("audio/mp4" if having == "audio only" else "video/mp4")
+    (tmp_path / "clip.mp4").write_bytes(content)
+    played = Clip.from_file(tmp_path / "clip.mp4")
+    assert (played.has_video, played.has_audio) == (clip.has_video, clip.has_audio)
+    assert abs(played.seconds - clip.seconds) < 0.15
+    assert f"<{kind.split('/')[0]} id='avlens-player'" in html and "var CircuitsVis=" not in html
+
+
+def test_a_file_is_played_only_while_it_is_what_the_model_was_given(run, tmp_path):
+    path = run.clip.to_file(tmp_path / "clip.mp4")
+    clip = Clip.from_file(path)
+    assert recording(clip).content == path.read_bytes()
+    assert recording(Clip.from_file(path, max_pixels=40 * 40)).content == path.read_bytes()
+    for changed in (
+        clip.silenced(),
+        clip.blanked(),
+        clip.without_audio(),
+        clip.noised(500),
+        Clip.from_file(path, start=1.0),
+        Clip.from_file(path, audio=False),
+    ):
+        assert recording(changed).content != path.read_bytes()
+    path.unlink()
+    assert recording(clip).kind == "video/mp4"
+
+
+def test_a_sound_file_is_played_as_it_is(run, tmp_path):
+    path = run.clip.to_file(tmp_path / "sound.wav")
+    played = recording(Clip.from_file(path))
+    assert (played.kind, played.content) == ("audio/wav", path.read_bytes())
+
+
+def test_sinks_of_another_prompt_are_refused(run, prompts, tmp_path):
+    with pytest.raises(PositionError, match="another layout"):
+        report(tmp_path / "r.html", title="t", clip=run.clip, tokens=run.tokens, sinks=prompts["audio only"][1].at([1]))
+
+
+PROBE = """<script>
+setTimeout(() => {
+  const plot = document.getElementById("avlens-timeline"), player = document.getElementById("avlens-player");
+  plot.emit("plotly_click", {points: [{x: 9, customdata: ["a token", 1.5]}]});
+  setTimeout(() => {
+    document.title = JSON.stringify({
+      problems, seconds: player.currentTime, cursor: !document.getElementById("avlens-cursor").hidden,
+      plots: document.querySelectorAll(".js-plotly-plot .main-svg").length > 0,
+      charts: document.querySelectorAll(".avlens-view canvas").length,
+      uploads: document.querySelectorAll("[data-title*='hare']").length,
+    });
+  }, 1000);
+}, 3000);
+</script>"""
+WATCH = """<script>const problems = [];
+addEventListener("error", e => problems.push(String(e.message)), true);
+addEventListener("securitypolicyviolation", e => problems.push(e.violatedDirective + e.blockedURI));</script>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_browser_draws_it_and_a_click_on_a_token_seeks_there(html, tmp_path):
+    probed = tmp_path / "probed.html"
+    probed.write_text(html.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{PROBE}</body>"), "utf-8")
+    ran = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--autoplay-policy=no-user-gesture-required", f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1300,1200", "--virtual-time-budget=8000", "--dump-dom", str(probed),
+        ],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    told = re.search(r"<title>(\{.*?\})</title>", ran.stdout)
+    assert told, ran.stderr[-2000:]
+    found = json.loads(told[1])
+    assert found["problems"] == []
+    assert 1.5 <= found["seconds"] < 3.5 and found["cursor"] and found["plots"]
+    assert found["charts"] == 4 + 1 + 1 + 1  # thumbnails and the zoomed head of each view
+    assert found["uploads"] == 0
