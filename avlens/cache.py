@@ -182,7 +182,10 @@ class Reduction:
 
 
 def reduce(activation: str, label: str, fn: Callable[[Tensor], Tensor]) -> Reduction:
-    """Keep `fn` of an activation, such as its norm: one result per position, positions second."""
+    """Keep `fn` of an activation, such as its norm: one result per position.
+
+    Batch stays first, and positions where the activation has them: second, of scores and pattern (queries) third.
+    """
     return Reduction(activation, label, lambda x, hook: fn(x))  # noqa: ARG005
 
 

@@ -360,13 +360,7 @@ def weight_of(module: nn.Module) -> Tensor:
     Raises:
         HookError: If the weight is quantised, so that there is no plain matrix to look at.
     """
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if weight.device.type == "meta" and hasattr(module, "_hf_hook"):
-        from accelerate.utils import align_module_device
-
-        with align_module_device(module):
-            weight = module.weight.detach().clone()  # type: ignore[operator]
+    weight = _at_hand(module, "weight")
     if not weight.is_floating_point():
         raise HookError(
             f"the weight of {type(module).__name__} is quantised ({weight.dtype}), so it has no view as a matrix. "
@@ -375,10 +369,20 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight
 
 
-def bias_of(module: nn.Module) -> Tensor:
+def bias_of(module: Any) -> Tensor:
     """A linear module's bias; zeros where it has none."""
-    bias = module.bias
-    if isinstance(bias, Tensor):
-        return bias
-    weight = weight_of(module)
-    return torch.zeros(weight.shape[0], device=weight.device, dtype=weight.dtype)
+    if isinstance(module.bias, Tensor):
+        return _at_hand(module, "bias")
+    dtype = module.weight.dtype if module.weight.is_floating_point() else None
+    return torch.zeros(module.out_features, device=device_of(module), dtype=dtype)
+
+
+def _at_hand(module: Any, name: str) -> Tensor:
+    """A parameter, fetched where accelerate keeps it elsewhere between calls."""
+    weight: Tensor = getattr(module, name)
+    if weight.device.type != "meta" or not hasattr(module, "_hf_hook"):
+        return weight
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module):
+        return getattr(module, name).detach().clone()

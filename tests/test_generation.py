@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -6,13 +8,13 @@ from avlens import knockout, patch, reweight
 from avlens.errors import BatchError, DecodingError
 from avlens.hooks import first_query_pos
 from avlens.inputs import AVInputs
-from avlens.testing import tiny_model
+from avlens.testing import tiny_clip, tiny_model
+from avlens.tokens import Modality, Segment, TokenMap
 from tests.helpers import KINDS, assert_equal, largest_difference, prompt_of
 
 MODEL = tiny_model(seed=1)
 INPUTS = prompt_of(MODEL, "video_and_audio")
 TOKENS = INPUTS.tokens
-END = MODEL.stock.whole.generation_config.eos_token_id
 
 
 def stock_generate(inputs, n, **options):
@@ -109,10 +111,6 @@ def teacher_forced(hooks, tokens):
     n, longer = len(TOKENS), ids.shape[1]
     prompt = INPUTS.prompt
     # The same prompt with the answer in it: text at the next position ids.
-    from dataclasses import replace
-
-    from avlens.tokens import Modality, Segment, TokenMap
-
     new = torch.arange(longer - n)
     answer = TokenMap.of(tokens[0], ["."] * len(new), Modality.TEXT, Segment.ANSWER)
     positions = torch.cat([prompt.positions, (prompt.next_position + new).expand(3, -1)], 1)
@@ -141,29 +139,19 @@ def test_an_edit_in_decoding_equals_the_same_edit_in_one_full_run(edit):
     hooks = edit(TOKENS, TOKENS.last | TOKENS.generated)
     out = MODEL.generate(INPUTS, 5, fwd_hooks=hooks + watch, min_new_tokens=5)
     n = len(TOKENS)
-    wanted = teacher_forced(lambda t: edit(_like(t), t.at(range(n - 1, len(t)))), out.tokens[:, :4])
+    wanted = teacher_forced(lambda t: edit(t, t.at(range(n - 1, len(t)))), out.tokens[:, :4])
     logits = MODEL.unembed(torch.cat(steps, 1) * MODEL.ln_final.w)
     assert_equal(logits, wanted)
     plain = teacher_forced(lambda t: [], out.tokens[:, :4])
     assert largest_difference(wanted[:, 1:], plain[:, 1:]) > 1e-3
 
 
-def _like(tokens):
-    return tokens
-
-
 def test_a_patched_prompt_is_read_by_every_later_step():
-    other = MODEL.prepare(prompt_clip().silenced(), "what do you hear ?")
+    other = MODEL.prepare(tiny_clip(2.6, size=(84, 56), seed=3).silenced(), "what do you hear ?")
     _, cache = MODEL.run_with_cache(INPUTS, "resid_pre")
     hooks = patch(cache, TOKENS.all - TOKENS.last)
     patched = MODEL.generate(other, 6, fwd_hooks=hooks, min_new_tokens=6)
     assert torch.equal(patched.tokens, MODEL.generate(INPUTS, 6, min_new_tokens=6).tokens)
-
-
-def prompt_clip():
-    from avlens.testing import tiny_clip
-
-    return tiny_clip(2.6, size=(84, 56), seed=3)
 
 
 def test_hooks_act_on_every_beam():

@@ -160,7 +160,7 @@ def _guard_size(n_heads: int, n_rows: int) -> None:
     fewer = math.floor(_SLOW / n_rows**2) - 1
     heads = f"heads=range({fewer})" if 0 < fewer < n_heads else "fewer heads"
     advice = (
-        f"Pass {heads}, group='modality', or longer audio_seconds=... and frames_per_row=...; "
+        f"Pass {heads}, fewer sinks, group='modality', or longer audio_seconds=... and frames_per_row=...; "
         "attention_full(cache, layer=..., head=...) draws one head in full."
     )
     if cells > _TOO_MUCH:

@@ -42,8 +42,9 @@ def plot_dominance(dominance: ModalityDominance, *, band: float = 0.3) -> go.Fig
         text=f"cross-modal: |MDS| ≤ {band:g}", x=0, y=1, yref="paper", yanchor="top", showarrow=False,
         font={"color": CROSS_MODAL, "size": 12},
     )  # fmt: skip
+    whole = {"dtick": 1} if len(mean) <= 12 else {}  # no half sinks
     return fig.update_layout(
-        barmode="overlay", bargap=0.05, yaxis={"title": "sinks", "rangemode": "tozero"},
+        barmode="overlay", bargap=0.05, yaxis={"title": "sinks", "rangemode": "tozero", **whole},
         xaxis={"title": "read by audio   ←   MDS = (v − a) / (v + a)   →   read by video", "range": [-1.03, 1.03]},
     )  # fmt: skip
 

@@ -103,7 +103,7 @@ def _facts(clip: Clip, tokens: TokenMap) -> str:
     asked = f"<p class='avlens-question'>{html.escape(question)}</p>" if question else ""
     return (
         f"<div class='avlens-facts'>{asked}<p>{html.escape(repr(clip))}</p><ul>{kinds}</ul>"
-        "<p class='avlens-hint'>Click on a token below, or anywhere in the sound: the clip plays from there.</p></div>"
+        "<p class='avlens-hint'>Click on anything below: the clip plays from there.</p></div>"
     )
 
 
@@ -130,12 +130,12 @@ def _plot(figure: go.Figure, element_id: str) -> str:
 def _table(table: pd.DataFrame) -> str:
     left_out = len(table) - _MOST_ROWS
     note = f"<p class='avlens-hint'>The first {_MOST_ROWS} of {len(table):,} rows.</p>" if left_out > 0 else ""
-    named = table.index.name is not None
+    named, numbered = table.index.name is not None, isinstance(table.index, pd.RangeIndex)
     shown = (
         (table.reset_index() if named else table)
         .head(_MOST_ROWS)
         .to_html(
-            index=not named,
+            index=not named and not numbered,
             escape=True,
             border=0,
             classes="avlens-table",

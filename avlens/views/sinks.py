@@ -14,7 +14,7 @@ def plot_sinks(sinks: Sinks) -> go.Figure:
     tokens = sinks.token_map
     fig = figure(
         f"{counted(len(sinks.tokens), 'sink')} among {counted(len(tokens), 'token')}",
-        note=joined([f"dimensions {', '.join(map(str, sinks.dims)) or 'none'}", origin(sinks.made_by, tokens)]),
+        note=joined([f"dimension {', '.join(map(str, sinks.dims)) or 'none'}", origin(sinks.made_by, tokens)]),
         height=440,
     )
     _add_counts(fig, sinks)

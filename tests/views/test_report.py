@@ -105,7 +105,15 @@ def test_ids_are_unique_and_pages_are_repeatable(run, html, written, tmp_path):
 
 def test_tables_show_what_is_unknown_and_their_index_once(html):
     table = html.split("<table")[1].split("</table>")[0]
-    assert "–" in table and table.count("position") == 1
+    assert "–" in table and table.count("position") == 1 and "<td>1</td>" in table
+
+
+def test_row_numbers_that_say_nothing_are_left_out(run, tmp_path):
+    section = Section("short", table=pd.DataFrame({"x": [7.5]}))
+    html = report(tmp_path / "r.html", title="t", clip=run.clip, tokens=run.tokens, sections=[section]).read_text(
+        "utf-8"
+    )
+    assert "<td>7.5</td>" in html and "<th>0</th>" not in html
 
 
 def test_long_tables_are_cut_and_say_so(run, tmp_path):

@@ -1,0 +1,113 @@
+"""What a user types: every command, as text and as JSON, and what bad input gives."""
+
+import base64
+import json
+import sys
+
+import pytest
+
+from avlens import cli
+from avlens.datasets.synthetic import ball_and_bell
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return str(ball_and_bell(3.0, fps=4.0).to_file(tmp_path_factory.mktemp("clips") / "ball.mp4"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["avlens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return command
+
+
+def test_demo_tells_the_whole_story(run, tmp_path):
+    code, out, _ = run("demo", "--out", tmp_path)
+    assert code == 0
+    assert (
+        "72 video, 150 audio" in out
+        and "cross-modal hubs" in out
+        and "with ASD" in out
+        and "answers mean nothing" in out
+    )
+    story = json.loads((tmp_path / "report.json").read_text())
+    assert story["tokens"] == {"all": 252, "text": 21, "special": 9, "audio": 150, "video": 72}
+    assert story["sinks"]["dims"] == [9] and story["hubs"]["cross"] and story["hubs"]["uni"]
+    effects = {row["set"]: row for row in story["trace"]["sets"]}
+    assert effects["all audio and video"]["IE_clean"] == pytest.approx(story["trace"]["TE_clean"], abs=1e-5)
+    assert (
+        effects["all audio and video"]["flipped"]
+        and effects["all sinks"]["tokens"] == effects["random as sinks, draw 0"]["tokens"]
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    inside = base64.b64encode((tmp_path / "clip.mp4").read_bytes()).decode()
+    assert inside in page and "What restores the answer" in page
+    code, out, _ = run("demo", "--out", tmp_path, "--json")
+    assert code == 0 and json.loads(out)["tokens"]["all"] == 252
+
+
+def test_tokens(run, clip):
+    code, out, _ = run("tokens", clip)
+    assert code == 0 and "vision_bos" in out and "a1.96s" in out
+    shown = json.loads(run("tokens", clip, "-q", "what do you see ?", "--json")[1])
+    kinds = [row["modality"] for row in shown["tokens"]]
+    assert kinds.count("audio") == 75 and "what do you see ?" in shown["prompt"]
+    assert sum(row["tokens"] for row in shown["runs"]) == len(kinds)
+
+
+def test_sinks(run, clip):
+    code, out, _ = run("sinks", clip, "--top", 3)
+    assert code == 0 and "dims [9]" in out and "(--top)" in out
+    found = json.loads(run("sinks", clip, "--json")[1])
+    assert found["dims"][0]["dim"] == 9 and found["threshold"] == pytest.approx(0.1744, abs=1e-4)
+    assert {row["hub"] for row in found["sinks"]} <= {"uni", "cross", ""}
+    assert all(row["mds"] is None or -1 <= row["mds"] <= 1 for row in found["sinks"])
+
+
+@pytest.mark.parametrize("corrupt", ["audio", "video"])
+def test_trace(run, clip, corrupt):
+    traced = json.loads(run("trace", clip, "--corrupt", corrupt, "--json")[1])
+    effects = {row["set"]: row["IE_clean"] for row in traced["sets"]}
+    assert effects["all audio and video"] == pytest.approx(traced["TE_clean"], abs=1e-4)
+    assert traced["made_by"]["prompts"][0]["content"][0]["clip"] == "ball.mp4"
+    code, out, _ = run("trace", clip, "--corrupt", corrupt)
+    assert code == 0 and f"{corrupt} corrupted" in out and "IE_clean" in out
+
+
+def test_caption(run, clip):
+    code, out, _ = run("caption", clip, "--max-new-tokens", 5)
+    assert code == 0 and out.strip()
+    guided = json.loads(run("caption", clip, "--decoding", "asd", "--max-new-tokens", 5, "--json")[1])
+    assert guided["decoding"] == "asd" and len(guided["gamma"]) == 5
+
+
+def test_models_and_check(run):
+    code, out, _ = run("models")
+    assert code == 0 and "avlens-tiny" in out and "qwen2_5_omni" in out
+    code, out, _ = run("check", "avlens-tiny", "--json")
+    checked = json.loads(out)
+    assert code == 0 and checked["holds"] and len(checked["laws"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tokens", "no.mp4"], "no.mp4 does not exist"),
+        (["tokens", __file__], "test_cli.py"),
+        (["caption", "CLIP", "--model", "nothing"], "there is no checkpoint 'nothing'"),
+        (["caption", "CLIP", "--decoding", "magic"], "magic"),
+        (["caption", "CLIP", "--dtype", "float7"], "is no dtype"),
+        (["trace", "CLIP", "--corrupt", "smell"], "smell"),
+        (["check", "/"], "no config.json"),
+        (["fly"], "fly"),
+    ],
+)
+def test_bad_input_is_said_and_ends_with_2(run, clip, arguments, says):
+    code, out, err = run(*[clip if argument == "CLIP" else argument for argument in arguments])
+    assert code == 2 and says in err and not out

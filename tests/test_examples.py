@@ -1,0 +1,31 @@
+"""The notebooks are their percent scripts, and run from top to bottom."""
+
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = sorted(Path(__file__).parents[1].glob("examples/*.py"))
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_the_notebook_is_its_script_and_was_run(script):
+    notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    cells = [(cell.cell_type, cell.source) for cell in notebook.cells]
+    assert cells == [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("default")  # of Jupyter's own machinery
+def test_the_notebook_runs(script):
+    notebook = jupytext.read(script)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(script.parent)}}).execute()
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    figures = [output for output in shown if "application/vnd.plotly.v1+json" in output.get("data", {})]
+    assert len(figures) == 3
+    assert any("CircuitsVis" in output.get("data", {}).get("text/html", "") for output in shown)
