@@ -110,14 +110,12 @@ class Pass:
         """Follow the blocks to another device."""
         if self.cos.device != device:
             self.cos, self.sin, self.visible = self.cos.to(device), self.sin.to(device), None
-            self.run.query_index, self.run.padding = self.run.query_index.to(device), self.run.padding.to(device)
 
     def drop(self) -> None:
         """Let go of the rows that an edit discarded."""
         keep, self.run.keep, self.visible = self.run.keep, None, None
         if keep is not None:
             self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
-            self.run.query_index = self.run.query_index[keep]
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the rows may read in a layer, which the run then tells its hooks."""
@@ -125,7 +123,7 @@ class Pass:
             self.run.key_index = self.run.query_index
             return k, v
         k, v, index = self.past.extend(layer, k, v, self.run.query_index)
-        if len(index) != len(self.run.key_index) or not torch.equal(index, self.run.key_index):
+        if index is not self.run.key_index and not torch.equal(index, self.run.key_index):
             self.visible = None
         self.run.key_index = index
         return k, v
@@ -133,7 +131,9 @@ class Pass:
     def mask(self) -> Tensor:
         """Which keys each row may read."""
         if self.visible is None:
-            self.visible = attention.visible_keys(self.run.query_index, self.run.key_index, self.run.padding)
+            # The run's indices stay on the CPU, where looking at them costs no synchronisation.
+            where = (self.run.query_index, self.run.key_index, self.run.padding)
+            self.visible = attention.visible_keys(*(index.to(self.cos.device) for index in where))
         return self.visible
 
     def fused_mask(self) -> tuple[Tensor | None, bool]:
@@ -215,7 +215,8 @@ class HookedAttention(nn.Module):
                 # Keys after the chunk's last row are visible to none of it.
                 seen = int(torch.searchsorted(keys, index[-1], right=True))
                 run.query_index, run.key_index = index, keys[:seen]
-                visible = attention.visible_keys(index, run.key_index, run.padding).to(q.device)
+                where = (index, run.key_index, run.padding)
+                visible = attention.visible_keys(*(one.to(q.device) for one in where))
                 edits = {"on_scores": self.hook_attn_scores, "on_pattern": self.hook_pattern}
                 parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, **edits))
         finally:

@@ -170,8 +170,8 @@ def _report(
         views.Section(
             f"Attention in layer {layer}",
             "Each head between groups of tokens: mean over the queries of a group, sum over its keys, so that rows sum to 1. "
-            "The first token and every sink keep a row of their own. Hover over a head to see it.",
-            view=views.attention(cache, layer=layer, sinks=sinks.tokens),
+            "The first token and the most frequent sinks keep a row of their own. Hover over a head to see it.",
+            view=views.attention(cache, layer=layer, sinks=inputs.tokens.at(list(sinks.tokens)[:16])),
         ),
         views.Section("A caption, greedy", f"Asked {REQUEST!r}.", generated=greedy.text.strip()),
         views.Section(

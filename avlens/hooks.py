@@ -85,7 +85,7 @@ class Run:
         layouts: The layout of each row's prompt (`TokenMap.layout`).
         query_index: Tensor position of each query row that is being computed.
         key_index: Tensor position of each key that those queries may read.
-        keep: Set by an edit that discards tokens: which of its input's rows remain.
+        keep: Set by an edit that discards tokens, with query_index: which of the block's input rows remain.
     """
 
     padding: Int[Tensor, " batch"]
@@ -194,6 +194,11 @@ class OnRows:
                 hook.ctx["run"] = run
         if edited is None:
             return None
+        if edited.shape != x[index].shape:
+            raise BatchError(
+                f"an edit at {hook.name} turned rows of shape {list(x.shape[1:])} into {list(edited.shape[1:])}, but it acts on "
+                "some rows of the batch only. Discard from whole batches, without a decoding method."
+            )
         out = x.clone()
         out[index] = edited
         return out

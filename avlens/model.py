@@ -427,7 +427,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """
         for name, _fn in [*fwd_hooks, *bwd_hooks]:
             self._check_hook_name(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs) as model:
+        with self._lock, super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs) as model:
             yield model
 
     # Inside.

@@ -24,7 +24,9 @@ def test_the_notebook_is_its_script_and_was_run(script):
 @pytest.mark.filterwarnings("default")  # of Jupyter's own machinery
 def test_the_notebook_runs(script):
     notebook = jupytext.read(script)
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(script.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(script.parent)}}
+    ).execute()
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     figures = [output for output in shown if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == 3

@@ -47,14 +47,18 @@ def test_gradients_of_activations_equal_the_stock_models_and_finite_differences(
     answer = 77
     logits, cache = MODEL.run_with_cache(INPUTS, ["resid_pre", "pattern", "embed"], grad=True)
     loss = logits[0, -1, answer]
-    got = torch.autograd.grad(loss, [cache["resid_pre", 1], cache["pattern", 1], cache["hook_embed"]], retain_graph=True)
+    got = torch.autograd.grad(
+        loss, [cache["resid_pre", 1], cache["pattern", 1], cache["hook_embed"]], retain_graph=True
+    )
     for name, activation, gradient in [
         ("blocks.1.hook_resid_pre", cache["resid_pre", 1], got[0]),
         ("blocks.1.attn.hook_pattern", cache["pattern", 1], got[1]),
     ]:
         step = torch.randn_like(activation)
         ahead, back = (
-            MODEL.run_with_hooks(INPUTS, fwd_hooks=[(name, lambda x, hook, d=d: x + d * step)], attn="eager")[0, -1, answer]
+            MODEL.run_with_hooks(INPUTS, fwd_hooks=[(name, lambda x, hook, d=d: x + d * step)], attn="eager")[
+                0, -1, answer
+            ]
             for d in (1e-3, -1e-3)
         )
         assert abs(float((ahead - back) / 2e-3 - (gradient * step).sum())) < 2e-2 * float(gradient.norm())
@@ -67,7 +71,9 @@ def test_gradients_of_activations_equal_the_stock_models_and_finite_differences(
     assert_equal(got[2], stock, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern", "blocks.2.ln1.hook_scale", "hook_embed"])
+@pytest.mark.parametrize(
+    "name", ["blocks.1.hook_resid_pre", "blocks.0.attn.hook_pattern", "blocks.2.ln1.hook_scale", "hook_embed"]
+)
 def test_backward_hooks_see_the_gradient_that_autograd_gives(name):
     seen = {}
     try:
@@ -200,7 +206,9 @@ def test_an_edited_encoder_is_seen_after_its_encodings_are_forgotten(calls):
 
 
 def test_a_hook_that_changes_an_encoders_length_is_refused():
-    with pytest.raises(PromptError, match="made 3 embeddings for .* places in the prompt. A hook on an encoder must keep"):
+    with pytest.raises(
+        PromptError, match="made 3 embeddings for .* places in the prompt. A hook on an encoder must keep"
+    ):
         MODEL.run_with_hooks(INPUTS, fwd_hooks=[("hook_audio_embed", lambda x, hook: x[:, :3])])
 
 
@@ -218,11 +226,15 @@ def test_misspelt_hooks_and_layers_that_do_not_exist_are_refused():
     def run(name):
         MODEL.run_with_hooks(INPUTS, fwd_hooks=[(name, lambda x, hook: None)])
 
-    with pytest.raises(HookError, match="no activation is called 'blocks.0.hook_resid_prev'. Near names: .*blocks.0.hook_resid_pre"):
+    with pytest.raises(
+        HookError, match="no activation is called 'blocks.0.hook_resid_prev'. Near names: .*blocks.0.hook_resid_pre"
+    ):
         run("blocks.0.hook_resid_prev")
     with pytest.raises(LayerError, match=r"is in layer 3, but the model has 3 \(0 to 2\)"):
         run("blocks.3.hook_resid_pre")
-    with pytest.raises(HookError, match="'resid_pre' is a short name. A hook needs the full one, such as 'blocks.0.hook_resid_pre'"):
+    with pytest.raises(
+        HookError, match="'resid_pre' is a short name. A hook needs the full one, such as 'blocks.0.hook_resid_pre'"
+    ):
         run("resid_pre")
     with pytest.raises(HookError, match="would never run"):
         run(lambda name: "nothing" in name)
@@ -257,14 +269,20 @@ def test_only_the_layer_that_is_watched_leaves_the_fused_kernel(monkeypatch):
 
 
 def test_what_is_no_prompt_is_refused_with_what_to_do():
-    with pytest.raises(PromptError, match=r"was given a tensor of shape \[3\] and torch.int64. Pass what model.prepare"):
+    with pytest.raises(
+        PromptError, match=r"was given a tensor of shape \[3\] and torch.int64. Pass what model.prepare"
+    ):
         MODEL._as_inputs(torch.ones(3, dtype=torch.long))
     check_part = inspect.unwrap(_check_part)  # without the run-time check of types that tests run under
-    with pytest.raises(PromptError, match=r"was given a tensor of shape \[3, 28, 28\] and torch.float32. Pass clips, text"):
+    with pytest.raises(
+        PromptError, match=r"was given a tensor of shape \[3, 28, 28\] and torch.float32. Pass clips, text"
+    ):
         check_part(torch.rand(3, 28, 28))
     with pytest.raises(PromptError, match="was given a PosixPath. Pass clips, text"):
         check_part(Path("dog.mp4"))
-    with pytest.raises(PromptError, match="holds 2 media placeholders for 1 clips and images. Leave .*out of the question"):
+    with pytest.raises(
+        PromptError, match="holds 2 media placeholders for 1 clips and images. Leave .*out of the question"
+    ):
         MODEL.prepare(CLIP, "what is <|VIDEO|> ?")
     with pytest.raises(BatchError, match=r"these inputs hold 2 prompts. Choose one, such as inputs\[0\]"):
         _ = AVInputs.batch([INPUTS, INPUTS]).tokens
@@ -296,7 +314,8 @@ def test_logits_can_be_had_at_some_positions_only():
         MODEL(INPUTS, logits_at=other.tokens.last)
     gone = discard(TOKENS.audio, layer=1)
     assert_equal(
-        MODEL.run_with_hooks(INPUTS, fwd_hooks=gone, logits_at=TOKENS.last), MODEL.run_with_hooks(INPUTS, fwd_hooks=gone)[:, -1:]
+        MODEL.run_with_hooks(INPUTS, fwd_hooks=gone, logits_at=TOKENS.last),
+        MODEL.run_with_hooks(INPUTS, fwd_hooks=gone)[:, -1:],
     )
     with pytest.raises(PositionError, match="were discarded on the way, so they have no logits"):
         MODEL.run_with_hooks(INPUTS, fwd_hooks=gone, logits_at=TOKENS.audio)
@@ -382,5 +401,9 @@ def test_a_model_says_what_it_is():
     assert cfg.device == "cpu" and cfg.dtype == torch.float32 and cfg.model_name == "tiny-qwen2_5_omni-0"
     assert replace(cfg, n_layers=4).n_layers == 4
     made = MODEL.made_by(INPUTS, note="x")
-    assert made["model"] == cfg.model_name and made["note"] == "x" and made["prompts"][0]["question"] == "what do you hear ?"
+    assert (
+        made["model"] == cfg.model_name
+        and made["note"] == "x"
+        and made["prompts"][0]["question"] == "what do you hear ?"
+    )
     assert not any(weight.requires_grad for weight in MODEL.parameters()) and not MODEL.training

@@ -41,7 +41,7 @@ class Ablate:
 
     tokens: TokenSet
     method: Method
-    source: tuple[Int[Tensor, " source"], ...]
+    source: tuple[Int[Tensor, " _source"], ...]
     reference: AVCache | None
     name: str
 
@@ -93,18 +93,23 @@ def ablate(
 
     Raises:
         HookError: If `site` has no position axis, or `by` is none of the three.
-        PositionError: If the reference has no position of a modality that is ablated.
+        PositionError: If the reference has no position of a modality that is ablated, or `tokens` goes beyond the prompt.
     """
     if site in ("attn_scores", "pattern"):
         raise HookError(f"{site} has no axis of positions. Use knockout or reweight for attention.")
     if by not in ("zero", "mean", "resample"):
         raise HookError(f"by is {by!r}. Ablate by 'zero', 'mean' or 'resample'.")
+    if tokens.open_ended:
+        raise PositionError(
+            "a set with positions that are not yet generated cannot be ablated: only the prompt is. Subtract them: "
+            "tokens - inputs.tokens.generated."
+        )
     pool = tokens.tokens if reference is None else reference.tokens
     edit = Ablate(tokens, by, _sources(tokens, pool, by, seed), reference, site)
     return [(name, edit) for name in names.hook_names(site, layers)]
 
 
-def _sources(tokens: TokenSet, pool: TokenMap, by: Method, seed: int) -> tuple[Int[Tensor, " source"], ...]:
+def _sources(tokens: TokenSet, pool: TokenMap, by: Method, seed: int) -> tuple[Int[Tensor, " _source"], ...]:
     if by == "zero":
         return (torch.empty(0, dtype=torch.long),) * len(tokens)
     generator = torch.Generator().manual_seed(seed)

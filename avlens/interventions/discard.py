@@ -44,7 +44,9 @@ class Discard:
         keep = (~self.tokens.holds(own)).nonzero()[:, 0]
         if len(keep) == len(own):
             return None
+        # What listens here after this edit sees the remaining rows, and must be told where they stand.
         run.keep = keep if run.keep is None else run.keep[keep]
+        run.query_index = run.query_index[keep]
         return x[:, keep.to(x.device)]
 
 
@@ -56,12 +58,17 @@ def discard(tokens: TokenSet, *, layer: int) -> list[FwdHook]:
         layer: First block that runs without them, 0-based.
 
     Raises:
-        PositionError: If the last position is among them: it predicts the answer.
+        PositionError: If the last position is among them: it predicts the answer. Or if `tokens` goes beyond the prompt.
     """
     if len(tokens.tokens) - 1 in tokens:
         raise PositionError(
             f"{tokens!r} holds the prompt's last position {len(tokens.tokens) - 1}, which predicts the answer. "
             "Subtract it: tokens - inputs.tokens.last."
+        )
+    if tokens.open_ended:
+        raise PositionError(
+            "a set with positions that are not yet generated cannot be discarded: only the prompt's are. Subtract them: "
+            "tokens - inputs.tokens.generated."
         )
     names.checked_layers([layer])
     return [(names.at("resid_pre", layer), Discard(tokens))]

@@ -12,7 +12,8 @@ Jung et al. 2026, arXiv:2605.10815, released code logic/causal_trace.py:162-223 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens import names
@@ -43,13 +44,18 @@ class Patch:
                 f"values of {self.name} have shape {list(self.values.shape[1:])} per position, but {hook.name} has "
                 f"{list(x.shape[2:])}. Patch an activation into itself."
             )
-        positions, rows = query_positions(hook, x), rows_of(hook, self.tokens)
-        hits = positions[:, :, None] == self.tokens.positions.to(x.device)
-        hits = hits & rows.to(x.device)[:, None, None]
-        row, column, token = hits.expand(x.shape[0], -1, -1).nonzero(as_tuple=True)
+        positions, rows = query_positions(hook, x), rows_of(hook, self.tokens).to(x.device)
+        hits = (self.tokens.holds(positions) & rows[:, None]).expand(x.shape[:2])
         edited = x.clone()
-        edited[row, column] = self.values.to(x.device, x.dtype)[token]
+        edited[hits] = self.values.to(x.device, x.dtype)[self._token_at(positions).expand(x.shape[:2])[hits]]
         return edited
+
+    def _token_at(self, positions: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+        """Which of the tokens stands at each position; anything where none does."""
+        length = len(self.tokens.tokens)
+        index = torch.zeros(length, dtype=torch.long)
+        index[self.tokens.positions] = torch.arange(len(self.tokens))
+        return index.to(positions.device)[positions.clamp(0, length - 1)]
 
     def __repr__(self) -> str:
         return f"Patch({self.name} at {self.tokens!r})"
@@ -79,7 +85,8 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         raise PositionError(f"{tokens!r} belongs to a prompt of another layout than the cache's {cache.tokens!r}.")
     if tokens.open_ended:
         raise PositionError(
-            "a set with positions that are not yet generated cannot be patched: the cache holds the prompt only."
+            "a set with positions that are not yet generated cannot be patched: only the prompt is. Subtract them: "
+            "tokens - inputs.tokens.generated."
         )
     hooks: list[FwdHook] = []
     for layer in chosen:
