@@ -95,18 +95,15 @@ def sinks(
     as_json: AsJson = False,
 ) -> None:
     """Which tokens are sinks, and whether later video or later audio reads them."""
-    from avlens.analyses.dominance import modality_dominance, read_by_modality, split_sinks
-    from avlens.analyses.sinks import find_sink_dims, find_sinks, sink_energy
+    from avlens.analyses.sinks import find_sink_dims
+    from avlens.hubs import find_hubs
 
     loaded = _load(model, device, dtype)
     inputs = _prepare(loaded, clip, question)
     dims = find_sink_dims(loaded)
-    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
-    _, cache = loaded.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
-    found = find_sinks(cache, dims)
-    scores = modality_dominance(cache, found.tokens & inputs.tokens.media)
-    hubs = split_sinks(scores)
-    table = found.to_frame().join(scores.to_frame()[["mds", "one_sided"]])
+    story = find_hubs(loaded, inputs, dims)
+    found, hubs = story.sinks, story.hubs
+    table = found.to_frame().join(story.dominance.to_frame()[["mds", "one_sided"]])
     table["hub"] = ["cross" if p in hubs.cross else "uni" if p in hubs.uni else "" for p in table.index]
     value = {
         "dims": _records(dims.to_frame()), "threshold": found.threshold, "sinks": _records(table.reset_index()),

@@ -27,10 +27,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avlens import names
-from avlens.analyses.dominance import Hubs, modality_dominance, read_by_modality, split_sinks
-from avlens.analyses.sinks import find_sink_dims, find_sinks, sink_energy
+from avlens.analyses.dominance import Hubs
+from avlens.analyses.sinks import find_sink_dims
 from avlens.errors import DecodingError
 from avlens.hooks import FwdHook, HookPoint, on_rows
+from avlens.hubs import find_hubs
 from avlens.inputs import AVInputs
 from avlens.interventions import reweight
 from avlens.tokens import TokenMap, TokenSet
@@ -72,7 +73,7 @@ class ASD:
         return ASDRun(
             method=self,
             inputs=inputs,
-            hubs=[_hubs(model, row, tuple(dims), self.n) for row in inputs],
+            hubs=[find_hubs(model, row, dims, n=self.n).hubs for row in inputs],
             edit_layers=list(range(first, depth) if self.edit_layers is None else self.edit_layers),
             target_layers=list(target if self.target_layers is None else self.target_layers),
         )
@@ -148,12 +149,6 @@ class _LastRow:
 
     def __call__(self, pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint) -> None:
         self.seen[str(hook.name)] = pattern[:, :, -1]
-
-
-def _hubs(model: Any, row: AVInputs, dims: tuple[int, ...], n: float) -> Hubs:
-    keep = [sink_energy(dims), *read_by_modality(row.tokens)]
-    _, cache = model.run_with_cache(row, names_filter=[], reductions=keep, logits_at=row.tokens.last)
-    return split_sinks(modality_dominance(cache, find_sinks(cache, dims).top(n)))
 
 
 def _after_media(tokens: TokenMap) -> TokenSet:
