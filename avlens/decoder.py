@@ -8,8 +8,8 @@ working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. A
 unless someone listens at the scores or the pattern of that very layer.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from avlens import attention
 from avlens.errors import HookError
-from avlens.hooks import HookPoint, Run, only_row_wise, watched
+from avlens.hooks import HookPoint, Run, edited, only_row_wise, watched
 
 AttentionMode = Literal["auto", "eager", "sdpa"]
 
@@ -55,6 +55,10 @@ class DecoderConfig:
     default_prepend_bos: bool = False
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
 
     @property
     def rotary_dim(self) -> int:
@@ -113,9 +117,9 @@ class Pass:
 
     def drop(self) -> None:
         """Let go of the rows that an edit discarded."""
-        keep, self.run.keep, self.visible = self.run.keep, None, None
+        keep, self.run.keep = self.run.keep, None
         if keep is not None:
-            self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
+            self.cos, self.sin, self.visible = self.cos[:, keep], self.sin[:, keep], None
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the rows may read in a layer, which the run then tells its hooks."""
@@ -303,6 +307,9 @@ class HookedMLP(nn.Module):
 class HookedBlock(nn.Module):
     """One block, on the device its weights are on."""
 
+    hook_out_is_single_residual_stream: ClassVar[bool] = True
+    """TransformerLens's logit lens asks."""
+
     def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.ln1 = HookedRMSNorm(stock.input_layernorm, cfg.eps)
@@ -316,7 +323,9 @@ class HookedBlock(nn.Module):
         """The residual stream after this block."""
         device = device_of(self.attn.q_proj)
         at.to(device)
-        resid_pre = self.hook_resid_pre(x.to(device))
+        x = x.to(device)
+        # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
+        resid_pre = self.hook_resid_pre(x.clone() if edited(self.hook_resid_pre) else x)
         at.drop()
         resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(self.ln1(resid_pre), at)))
         out: Tensor = self.hook_resid_post(resid_mid + self.hook_mlp_out(self.mlp(self.ln2(resid_mid))))

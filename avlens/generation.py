@@ -6,7 +6,7 @@ rows of one batch: the loop sees one row per prompt, the forward pass expands it
 and mixes their logits before it returns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> Ge
     """The checkpoint's own configuration, greedy unless sampling is asked for, with the given options.
 
     Raises:
-        DecodingError: If transformers knows no such option.
+        DecodingError: If transformers knows no such option, or its loop would run the model by itself.
     """
     base = stock.to_dict()
     if not options.get("do_sample", False):
@@ -146,8 +146,26 @@ def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> Ge
         raise DecodingError(
             f"{sorted(unknown)[0]!r} is no option of generate. Options are those of transformers' GenerationConfig."
         )
+    if refused := [name for name in options if name in _REFUSED and options[name]]:
+        raise DecodingError(
+            f"generate does not take {refused[0]}={options[refused[0]]!r}. It returns a Generation; record activations with "
+            "names_filter, and compare streams of a prompt with a decoding method."
+        )
     config.update(**options)
     return config
+
+
+def refuse_recording_beams(config: GenerationConfig, recorded: Sequence[Any]) -> None:
+    """Beams change places from step to step, so what they passed cannot be told apart.
+
+    Raises:
+        DecodingError: If something is recorded of several beams.
+    """
+    if recorded and (config.num_beams or 1) > 1:
+        raise DecodingError(
+            f"activations of {config.num_beams} beams cannot be recorded: beams change places at every step. Generate first, "
+            "then run_with_cache on the answer (prepare(..., answer_prefix=out.text))."
+        )
 
 
 def all_hooks(run: DecodingRun | None, fwd_hooks: list[FwdHook], n_prompts: int) -> list[FwdHook]:
@@ -161,4 +179,8 @@ def all_hooks(run: DecodingRun | None, fwd_hooks: list[FwdHook], n_prompts: int)
 
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_REFUSED = (
+    "return_dict_in_generate", "guidance_scale", "prompt_lookup_num_tokens", "cache_implementation", "dola_layers",
+    "penalty_alpha",
+)  # fmt: skip
 _FIXED = ("do_sample", "return_dict_in_generate", "transformers_version", "_from_model_config")

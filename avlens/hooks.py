@@ -219,6 +219,13 @@ def watched(point: HookPoint) -> bool:
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
 
 
+def edited(point: HookPoint) -> bool:
+    """Whether something listens at a hook point that may edit what it is given: anything but a recording of ours."""
+    fns = [handle.user_hook for handle in point.fwd_hooks]
+    ours = len(fns) == len(point._forward_hooks) and all(getattr(fn, "reads_only", False) for fn in fns)
+    return watched(point) and not ours
+
+
 def only_row_wise(point: HookPoint) -> bool:
     """Whether everything that listens at a hook point works query row by query row."""
     fns = [handle.user_hook for handle in point.fwd_hooks]
