@@ -11,7 +11,6 @@ _CLEAN, _CORRUPT = "#332288", "#D55E00"  # not those of a modality
 def plot_trace(trace: CausalTrace) -> go.Figure:
     """Both indirect effects of each set, with the total effects that a perfect patch reaches as dotted lines."""
     clean, corrupt = (repr(answer) for answer in trace.answers)
-    sites = ", ".join(trace.sites)
     layers = f"layers {trace.layers[0]} to {trace.layers[-1]}" if trace.layers else "no layer"
     tokens = next(iter(trace.sets.values())).tokens if trace.sets else None
     fig = figure(
