@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from avlens.errors import AVLensError
+from avlens.errors import AVLensError, LayerError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,13 @@ class Corrupt(StrEnum):
 
     AUDIO = "audio"
     VIDEO = "video"
+
+
+class Direction(StrEnum):
+    """Which run a trace patches into which."""
+
+    DENOISE = "denoise"
+    NOISE = "noise"
 
 
 class Decoding(StrEnum):
@@ -118,6 +125,13 @@ def trace(
     clip: ClipPath,
     question: Question = HEAR,
     corrupt: Annotated[Corrupt, typer.Option(help="What to silence or blank.")] = Corrupt.AUDIO,
+    direction: Annotated[
+        Direction, typer.Option(help="Clean into corrupted, or corrupted into clean.")
+    ] = Direction.DENOISE,
+    site: Annotated[
+        str, typer.Option(help="Activations to patch, such as resid_pre, ln1.normalized or k,v.")
+    ] = "resid_pre",
+    layers: Annotated[str, typer.Option(help="Blocks to patch: all, 3, or first-last such as 2-5.")] = "all",
     model: ModelName = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = None,
@@ -132,8 +146,9 @@ def trace(
     clean = loaded.prepare(source, question)
     broken = source.silenced() if corrupt is Corrupt.AUDIO else source.blanked()
     result = causal_trace(
-        loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), progress=not as_json
-    )
+        loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), direction=direction.value,
+        site=tuple(site.split(",")), layers=_layers(layers), progress=not as_json,
+    )  # fmt: skip
     value = {
         "answers": {"clean": result.answers[0], "corrupt": result.answers[1]}, "TE_clean": result.te_clean,
         "TE_corrupt": result.te_corrupt, "sets": _records(result.to_frame().reset_index()), "made_by": result.made_by,
@@ -212,6 +227,17 @@ def _clip(path: Path) -> Any:
 
 def _prepare(model: Any, path: Path, question: str) -> Any:
     return model.prepare(_clip(path), question)
+
+
+def _layers(given: str) -> Any:
+    first, dash, last = given.partition("-")
+    if given == "all":
+        return "all"
+    if not first.isdigit() or (dash and not last.isdigit()):
+        raise LayerError(
+            f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
+        )
+    return range(int(first), int(last or first) + 1)
 
 
 def _runs(token_map: Any) -> pd.DataFrame:
