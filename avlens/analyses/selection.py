@@ -18,6 +18,7 @@ encoders, so the prompts' layouts are equal, which is checked. Zeros are far fro
 `noise` and `mean`.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -158,12 +159,13 @@ def unimodal_dominance(
         progress: Whether to show a bar.
 
     Raises:
-        DatasetError: If a sample has no options, two have one id, or the file was made with other settings.
+        DatasetError: If a sample has no options, two have one id, or the file was made with other settings or questions.
+        PromptError: If there is no such corruption, or it changed the layout of a prompt.
     """
     listed = _checked(samples)
     made_by = model.made_by(corrupt=corrupt, step=step, max_new_tokens=max_new_tokens, seed=seed)
     settings = {key: made_by[key] for key in ("model", "dtype", "corrupt", "step", "max_new_tokens", "seed")}
-    done = {} if save_to is None else read_judgements(save_to, settings)
+    done = {} if save_to is None else read_judgements(save_to, settings, listed)
     judgements = []
     for index, sample in enumerate(tqdm(listed, desc="judging", unit="clip", disable=not progress)):
         before = done.get(sample.id)
@@ -176,7 +178,7 @@ def unimodal_dominance(
             model, opened, corrupt=corrupt, other=other, step=step, max_new_tokens=max_new_tokens, seed=seed
         )
         if save_to is not None and (before is None or judgement.problem != before.problem):
-            _append(Path(save_to), judgement, settings)
+            _append(Path(save_to), judgement, settings, _asks(sample))
         judgements.append(judgement)
     return Selection(tuple(judgements), require_correct, made_by)
 
@@ -203,15 +205,18 @@ def judge(
         seed: Of the noise.
 
     Raises:
-        PromptError: If the corruption changed the layout of the prompt.
+        PromptError: If there is no such corruption, or it changed the layout of the prompt.
     """
+    if corrupt not in ("zero", "swap", "noise", "mean"):
+        raise PromptError(f"corrupt is {corrupt!r}. Pass 'zero', 'swap', 'noise' or 'mean'.")
     sample = opened.sample
     try:
         clips = _three_clips(opened, corrupt, other, seed)
-    except MediaError as error:
+        prompts = {run: _prompt(model, clip, sample) for run, clip in clips.items()}
+    except (MediaError, PromptError) as error:
         return Judgement(sample.id, label=sample.label, problem=str(error))
-    runs = {run: _asked(model, _prompt(model, clip, sample), max_new_tokens) for run, clip in clips.items()}
-    _check_layouts(runs)
+    _check_layouts(prompts)
+    runs = {run: _asked(model, prompt, max_new_tokens) for run, prompt in prompts.items()}
     texts = {run: answer.text for run, answer in runs.items()}
     letters = {run: chosen_letter(text, sample.options) for run, text in texts.items()}
     dominant = dominant_modality(letters["both"], letters["audio"], letters["video"])
@@ -244,19 +249,30 @@ def chosen_letter(text: str, options: Sequence[str]) -> str:
     return chr(ord("A") + named[0]) if len(named) == 1 else ""
 
 
-def read_judgements(path: str | Path, settings: Mapping[str, Any] | None = None) -> dict[str, Judgement]:
+def read_judgements(
+    path: str | Path, settings: Mapping[str, Any] | None = None, samples: Sequence[Sample] = ()
+) -> dict[str, Judgement]:
     """The judgements of a jsonl file by sample, the last of each; a line cut short by a crash is passed over.
 
+    Args:
+        path: The file; one that is not there holds none.
+        settings: What they must have been made with, if given.
+        samples: Whose questions must be those that were asked.
+
     Raises:
-        DatasetError: If one was made with other settings than those given.
+        DatasetError: If one was made with other settings, or its question, options or label were others.
     """
-    found = {}
+    found, asks = {}, {sample.id: _asks(sample) for sample in samples}
     for number, record in _lines(Path(path)):
         if settings is not None and record["settings"] != dict(settings):
             raise DatasetError(
                 f"{path}, line {number} was made with {record['settings']}, not with {dict(settings)}. Save to another file."
             )
         stored = record["judgement"]
+        if record["asks"] != asks.get(stored["id"], record["asks"]):
+            raise DatasetError(
+                f"{path}, line {number} answers another question about {stored['id']!r}, or other options. Save to another file."
+            )
         pairs = {key: tuple(map(_number, stored[key])) for key in ("p_clean", "p_corrupt")}
         found[stored["id"]] = Judgement(**(stored | pairs))
     return found
@@ -264,7 +280,6 @@ def read_judgements(path: str | Path, settings: Mapping[str, Any] | None = None)
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    inputs: AVInputs
     text: str
     steps: tuple[Float[Tensor, " d_vocab"], ...]
 
@@ -341,15 +356,15 @@ def _asked(model: Any, inputs: AVInputs, max_new_tokens: int) -> _Answer:
         return logits
 
     out = model.generate(inputs, max_new_tokens, logits_processor=[keep])
-    return _Answer(inputs, out.text.strip(), tuple(steps))
+    return _Answer(out.text.strip(), tuple(steps))
 
 
-def _check_layouts(runs: Mapping[str, _Answer]) -> None:
-    clean = runs["both"].inputs
-    for run, answer in runs.items():
-        if answer.inputs.tokens.layout != clean.tokens.layout or not torch.equal(answer.inputs.ids, clean.ids):
+def _check_layouts(prompts: Mapping[str, AVInputs]) -> None:
+    clean = prompts["both"]
+    for run, inputs in prompts.items():
+        if inputs.tokens.layout != clean.tokens.layout or not torch.equal(inputs.ids, clean.ids):
             raise PromptError(
-                f"the corrupted prompt of {run} only ({answer.inputs.tokens!r}) has another layout than the clean one "
+                f"the corrupted prompt of {run} only ({inputs.tokens!r}) has another layout than the clean one "
                 f"({clean.tokens!r}). Corrupt with 'zero', which keeps lengths and sizes."
             )
 
@@ -369,8 +384,15 @@ def _first_ids(model: Any, letter: str) -> list[int]:
     return sorted({int(model.tokenizer(text, add_special_tokens=False)["input_ids"][0]) for text in texts})
 
 
-def _append(path: Path, judgement: Judgement, settings: Mapping[str, Any]) -> None:
-    line = json.dumps({"settings": dict(settings), "judgement": _plain(asdict(judgement))}, ensure_ascii=False)
+def _asks(sample: Sample) -> str:
+    """A fingerprint of what is asked: the same clip may be asked about with its options in another order."""
+    asked = json.dumps([sample.question, sample.options, sample.label, sample.start, sample.end])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _append(path: Path, judgement: Judgement, settings: Mapping[str, Any], asks: str) -> None:
+    record = {"settings": dict(settings), "asks": asks, "judgement": _plain(asdict(judgement))}
+    line = json.dumps(record, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a", encoding="utf-8") as file:
@@ -396,7 +418,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if not isinstance(record, dict) or not {"settings", "judgement"} <= set(record):
+            if not isinstance(record, dict) or not {"settings", "asks", "judgement"} <= set(record):
                 raise DatasetError(
                     f"{path}, line {number} is no judgement. Save to a file that only unimodal_dominance writes."
                 )

@@ -157,8 +157,10 @@ def draws(n: int, n_draws: int, seed: int) -> Iterator[Int[np.ndarray, "draw n"]
 
 
 def percentiles(drawn: Float[np.ndarray, " draw"], level: float) -> tuple[float, float]:
-    """Both ends of the interval that holds `level` of the draws; NaN where a draw has no value."""
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+    """Both ends of the interval that holds `level` of the draws; NaN where a draw has no finite value."""
+    if not len(drawn) or not np.isfinite(drawn).all():
+        return np.nan, np.nan
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def answering(monkeypatch, answers):
 
     def written(model, inputs, max_new_tokens):
         answer = asked(model, inputs, max_new_tokens)
-        return type(answer)(answer.inputs, next(texts), answer.steps)
+        return type(answer)(next(texts), answer.steps)
 
     texts = iter(answers)
     monkeypatch.setattr(selection, "_asked", written)
@@ -169,6 +170,9 @@ def test_a_file_of_other_settings_is_refused(model, samples, tmp_path):
     unimodal_dominance(model, samples[:1], save_to=path)
     with pytest.raises(DatasetError, match="Save to another file"):
         unimodal_dominance(model, samples[:1], save_to=path, corrupt="noise")
+    turned = replace(samples[0], options=OPTIONS[::-1], label="B")
+    with pytest.raises(DatasetError, match="answers another question about '0'"):
+        unimodal_dominance(model, [turned], save_to=path)
     path.write_text('{"id": 1}\n')
     with pytest.raises(DatasetError, match="line 1 is no judgement"):
         unimodal_dominance(model, samples[:1], save_to=path)
@@ -218,6 +222,11 @@ def test_layouts_that_differ_are_refused(monkeypatch, model, samples):
     )
     with pytest.raises(PromptError, match="Corrupt with 'zero'"):
         judge(model, open_clip(samples[0]))
+
+
+def test_a_prompt_that_cannot_be_made_is_a_reason_to_skip(model, samples):
+    one = judge(model, open_clip(replace(samples[0], question="what is <|VIDEO|> ?")))
+    assert one.problem and not one.answers
 
 
 def test_samples_that_cannot_be_judged_are_refused(model, samples):

@@ -52,6 +52,11 @@ def test_empty_lists():
     assert aloha_score(objects("dog"), [], embed, released=True) == -math.inf
 
 
+def test_a_released_corpus_with_an_empty_caption_is_infinite():
+    result = aloha(["It is quiet.", "a dog"], [["a dog"], ["a dog"]], released=True)
+    assert result.mean.estimate == -math.inf and math.isnan(result.mean.low)
+
+
 def test_the_best_choice_of_alternatives_counts_and_equal_choices_are_one_object():
     assert aloha_score(objects("dog/car"), objects("car/wolf"), embed) == pytest.approx(1.0)
     # Chosen as dog and dog, the two targets are one, and nothing is left over.
