@@ -56,9 +56,9 @@ def test_gradients_of_activations_equal_the_stock_models_and_finite_differences(
     ]:
         step = torch.randn_like(activation)
         ahead, back = (
-            MODEL.run_with_hooks(INPUTS, fwd_hooks=[(name, lambda x, hook, d=d, step=step: x + d * step)], attn="eager")[
-                0, -1, answer
-            ]
+            MODEL.run_with_hooks(
+                INPUTS, fwd_hooks=[(name, lambda x, hook, d=d, step=step: x + d * step)], attn="eager"
+            )[0, -1, answer]
             for d in (1e-3, -1e-3)
         )
         assert abs(float((ahead - back) / 2e-3 - (gradient * step).sum())) < 2e-2 * float(gradient.norm())
