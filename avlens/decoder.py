@@ -113,8 +113,9 @@ class Pass:
 
     def drop(self) -> None:
         """Let go of the rows that an edit discarded."""
-        keep, self.run.keep, self.visible = self.run.keep, None, None
+        keep, self.run.keep = self.run.keep, None
         if keep is not None:
+            self.visible = None
             self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +202,7 @@ class HookedAttention(nn.Module):
         if not points and at.mode != "eager":
             visible, causal = at.fused_mask()
             return attention.fused(q, k, v, visible, causal=causal)
-        if points and all(only_row_wise(point) for point in points):
+        if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
         return attention.explicit(q, k, v, at.mask(), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern)
 

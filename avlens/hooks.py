@@ -11,6 +11,7 @@ This is the only file that imports transformer_lens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -202,10 +203,9 @@ class OnRows:
             return self.fn(x, hook=hook)
         if self.rows[-1] >= x.shape[0]:
             raise BatchError(f"a hook is bound to row {self.rows[-1]}, but the batch at {hook.name} has {x.shape[0]}.")
-        index = list(self.rows)
         if run is not None:
-            layouts = tuple(run.layouts[row] for row in index)
-            hook.ctx["run"] = replace(run, padding=run.padding[index], layouts=layouts)
+            layouts = tuple(run.layouts[row] for row in self.rows)
+            hook.ctx["run"] = replace(run, padding=run.padding[self._where], layouts=layouts)
         try:
             edited = self.fn(x[self._where], hook=hook)
         finally:
@@ -213,7 +213,7 @@ class OnRows:
                 hook.ctx["run"] = run
         if edited is None:
             return None
-        if edited.shape[1:] != x.shape[1:] or len(edited) != len(index):
+        if edited.shape[1:] != x.shape[1:] or len(edited) != len(self.rows):
             raise BatchError(
                 f"an edit at {hook.name} turned rows of shape {list(x.shape[1:])} into {list(edited.shape[1:])}, but it acts on "
                 "some rows of the batch only. Discard from whole batches, without a decoding method."
@@ -222,7 +222,7 @@ class OnRows:
         out[self._where] = edited
         return out
 
-    @property
+    @cached_property
     def _where(self) -> slice | list[int]:
         """The rows as an index; neighbours are looked at without a copy."""
         first, last = self.rows[0], self.rows[-1]

@@ -35,7 +35,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -44,7 +43,7 @@ from avlens.analyses.dominance import Hubs
 from avlens.analyses.sinks import find_sink_dims
 from avlens.decoding.last_row import LastRow
 from avlens.errors import DecodingError
-from avlens.hooks import Again, FwdHook, HookPoint, on_rows, query_positions, stream_rows
+from avlens.hooks import Again, FwdHook, HookPoint, current_run, on_rows, stream_rows
 from avlens.hubs import find_hubs
 from avlens.inputs import AVInputs
 from avlens.tokens import TokenMap, TokenSet
@@ -225,7 +224,8 @@ class Calibrate:
     """s <- s + change |s|, for rows from a position on. Works row by row.
 
     Attributes:
-        change: Of each key, padding included; keys beyond it are left alone.
+        change: Of each key, padding included; keys beyond it are left alone. Not 0 only before the first reader, so that
+            every reader may read what changes.
         first_reader: The first row of each prompt that is edited.
     """
 
@@ -237,14 +237,21 @@ class Calibrate:
         self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
     ) -> Float[Tensor, "batch head query_pos key_pos"] | None:
         """A copy of the scores, calibrated; None where no row reads after the media."""
-        reads = query_positions(hook, scores, dim=2) >= self.first_reader[:, None].to(scores.device)
+        run = current_run(hook)
+        assert run is not None
+        # On the CPU, where looking at it costs no synchronisation.
+        reads = run.query_index[None] - run.padding[:, None] >= self.first_reader[:, None]
         if not bool(reads.any()):
             return None
-        n_keys = scores.shape[-1]
-        change = F.pad(self.change, (0, max(0, n_keys - self.change.shape[1])))[:, :n_keys].to(scores)[:, None, None]
-        # A key that may not be read has -inf, which must stay so.
-        chosen = reads[:, None, :, None] & (change != 0) & scores.isfinite()
-        return torch.where(chosen, scores + change * scores.abs(), scores)
+        n = min(scores.shape[-1], self.change.shape[1])
+        change = self.change[:, None, None, :n].to(scores)
+        if not bool(reads.all()):
+            change = change * reads[:, None, :, None].to(scores)
+        edited = scores.clone()
+        # A key that may not be read has -inf, which must stay so: it never changes.
+        before = scores[..., :n]
+        edited[..., :n] = torch.where(change == 0, before, torch.addcmul(before, change, before.abs()))
+        return edited
 
 
 def share(one: float, other: float) -> float:

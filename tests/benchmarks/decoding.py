@@ -2,8 +2,8 @@
 
     python tests/benchmarks/decoding.py [S [tokens]]
 
-12 layers, d_model 512, a prompt of S = 1024, 64 tokens, one thread, CPU seconds of interleaved rounds. A token's time leaves out the first
-one, which pays for the prompt; the prompt's own time is given beside it, for ASD with the pass that finds sinks.
+12 layers, d_model 512, a prompt of S = 1024, 64 tokens, one thread, CPU seconds of interleaved rounds. A token's time leaves
+out the first one, which pays for the prompt; the prompt's own time is given beside it, for ASD with the pass that finds sinks.
 """
 
 import sys

@@ -152,10 +152,16 @@ def test_what_cannot_run_is_refused(model, inputs):
         model.generate(inputs, 4, decoding=ASD(), num_beams=2)
     with pytest.raises(DecodingError, match="alpha >= 0"):
         model.generate(inputs, 4, decoding=ASD(alpha=-1.0))
-    for wrong, says in [(ASD(strength=2.0), "a strength in"), (named(rule="new"), "'released_new'"), (named(readers="all"), "'last'"),
-                        (ASD(momentum=1.0), "a momentum in"), (ASD(alpha_uni=-1.0), "alpha_uni >= 0")]:  # fmt: skip
+    wrong = {
+        "a strength in": ASD(strength=2.0),
+        "a momentum in": ASD(momentum=1.0),
+        "alpha_uni >= 0": ASD(alpha_uni=-1.0),
+        "'released_new'": named(rule="new"),
+        "'after_media' or 'last'": named(readers="all"),
+    }
+    for says, method in wrong.items():
         with pytest.raises(DecodingError, match=says):
-            model.generate(inputs, 4, decoding=wrong)
+            model.generate(inputs, 4, decoding=method)
     model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: None)
     try:
         with pytest.raises(DecodingError, match=r"reset_hooks\(\)"):
