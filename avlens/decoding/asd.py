@@ -2,7 +2,8 @@
 
 ASD = sinks + modality dominance + reweighting, in two streams of one prompt:
 
-1. Prefill; find sinks, sink(N); score their modality dominance; split them by median into uni and cross.
+1. In a run of its own, without a user's hooks: find sinks, sink(N); score their modality dominance; split them by median
+   into uni and cross.
 2. Calibrated stream: from block 6/28 of the depth on, rows after the media read (before the softmax)
    s <- s + alpha |s| at cross sinks, s <- s - alpha |s| at uni sinks.
 3. At each step t, a strength gamma_t from the attention A of the row that predicts t, mean over target layers and heads:

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -115,7 +116,7 @@ class AVCDRun:
             return mixed
         masks = [mask for row in undecided for mask in self._masks(row)]
         longest = max(len(mask) for mask in masks)
-        padded = torch.stack([torch.nn.functional.pad(mask, (0, longest - len(mask))) for mask in masks])
+        padded = torch.stack([F.pad(mask, (0, longest - len(mask))) for mask in masks])
         edit = Masked(padded, self.method.axis)
         rows = [row for row in undecided for _ in range(3)]
         masked = again(rows, [(names.at("pattern", layer), edit) for layer in self.layers])
@@ -199,8 +200,8 @@ class Masked:
             silent = self._at(query_positions(hook, pattern, dim=2))
             return pattern.masked_fill(silent[:, None, :, None], 0)
         edited = pattern.masked_fill(self._at(key_positions(hook, pattern))[:, None, None], 0)
-        left = edited.sum(-1, keepdim=True)
-        return edited / torch.where(left > 0, left, 1)
+        left = edited.sum(-1, keepdim=True, dtype=torch.float32)
+        return (edited / torch.where(left > 0, left, 1)).to(pattern.dtype)
 
     def _at(self, positions: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         masked = self.masked.to(positions.device)
