@@ -54,6 +54,10 @@ class Decoding(StrEnum):
 
     GREEDY = "greedy"
     ASD = "asd"
+    VCD = "vcd"
+    PAI = "pai"
+    AVCD = "avcd"
+    FMD = "fmd"
 
 
 def main() -> None:
@@ -170,14 +174,16 @@ def caption(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the model describe the clip."""
-    from avlens.decoding import ASD
+    """Let the model describe the clip, greedily or by a decoding method."""
+    from torch import Tensor
+
+    from avlens import decoding as methods
 
     loaded = _load(model, device, dtype)
-    method = ASD() if decoding is Decoding.ASD else None
+    method = None if decoding is Decoding.GREEDY else getattr(methods, decoding.name)()
     written = loaded.generate(_prepare(loaded, clip, question), max_new_tokens, decoding=method)
-    gamma = written.records["gamma"][0].tolist() if method else []
-    value = {"text": written.text, "decoding": decoding.value, "gamma": gamma, "made_by": dict(written.made_by)}
+    steps = {name: value[0].tolist() for name, value in written.records.items() if isinstance(value, Tensor)}
+    value = {"text": written.text, "decoding": decoding.value, "steps": steps, "made_by": dict(written.made_by)}
     _show(value, as_json, lambda: typer.echo(written.text))
 
 

@@ -205,7 +205,7 @@ class HookedAttention(nn.Module):
         if not points and at.mode != "eager":
             visible, causal = at.fused_mask()
             return attention.fused(q, k, v, visible, causal=causal)
-        if points and all(only_row_wise(point) for point in points):
+        if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
         return attention.explicit(q, k, v, at.mask(), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern)
 

@@ -284,7 +284,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             index = torch.arange(inputs.shape[1])
             run = Run(inputs.padding, inputs.layouts, index, index)
             with running(self._watched(), run):
-                embeds = self._merge(inputs, grad=grad)
+                embeds = self._merge(inputs, run, grad=grad)
                 at = self._pass(run, inputs.positions, None, attn or self.attn)
                 return self._decode(embeds, at, logits_at)
 
@@ -387,7 +387,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             run = self._start(decoding, inputs, config)
             recorder = self._recorder(names_filter, reductions, device, detach=True)
             refuse_recording_beams(config, [*recorder.full_names, *recorder.reductions])
-            hooks = all_hooks(run, [*fwd_hooks, *recorder.hooks()], len(inputs))
+            hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
             with self.hooks(hooks):
                 loop: Any = Loop(self, inputs, run)
                 ids: Tensor = loop.generate(
@@ -403,16 +403,23 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         return Generation(new, texts, cache, {} if run is None else run.records(), made_by)
 
     def advance(
-        self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues
+        self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues, *, again: bool = False
     ) -> Float[Tensor, "batch 1 d_vocab"]:
-        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position."""
+        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position.
+
+        Args:
+            inputs: One or more prompts.
+            step: The tokens that follow what was read.
+            past: Keys and values of what was read, which grow.
+            again: Whether this is a decoding method's second pass, which hooks bound to rows do not see.
+        """
         length = inputs.shape[1]
         n = length if step is None else step.shape[1]
         index = torch.arange(past.seen, past.seen + n)
-        run = Run(inputs.padding, inputs.layouts, index, index)
+        run = Run(inputs.padding, inputs.layouts, index, index, again=again)
         with running(self._watched(), run):
             if step is None:
-                embeds, positions = self._merge(inputs, grad=False), inputs.positions
+                embeds, positions = self._merge(inputs, run, grad=False), inputs.positions
             else:
                 embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
                 ahead = inputs.next_positions[:, None] + (index - length)
@@ -485,12 +492,13 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             )
         return self.family.text_inputs(inputs)
 
-    def _merge(self, inputs: AVInputs, *, grad: bool) -> Float[Tensor, "batch pos d_model"]:
+    def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> Float[Tensor, "batch pos d_model"]:
         """What enters block 0: token embeddings, with encoder outputs in the places of the media."""
         embeds = self.hook_token_embed(self.embed(inputs.ids.clamp(min=0).to(self.device)))
         rows, columns, values = [], [], []
         for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
             for media in prompt.media:
+                run.media_row = row
                 encoded = self._encode(media, grad=grad)
                 if len(encoded) != len(media.positions):
                     raise PromptError(
@@ -500,6 +508,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 rows.append(torch.full_like(media.positions, row))
                 columns.append(media.positions + pad)
                 values.append(encoded.to(embeds.device, embeds.dtype))
+        run.media_row = None
         if values:
             places = torch.cat(rows).to(embeds.device), torch.cat(columns).to(embeds.device)
             embeds = embeds.index_put(places, torch.cat(values))

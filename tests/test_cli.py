@@ -93,7 +93,15 @@ def test_caption(run, clip):
     code, out, _ = run("caption", clip, "--max-new-tokens", 5)
     assert code == 0 and out.strip()
     guided = json.loads(run("caption", clip, "--decoding", "asd", "--max-new-tokens", 5, "--json")[1])
-    assert guided["decoding"] == "asd" and len(guided["gamma"]) == 5
+    assert guided["decoding"] == "asd" and len(guided["steps"]["gamma"]) == 5
+
+
+@pytest.mark.parametrize(("decoding", "steps"), [("greedy", set()), ("vcd", set()), ("pai", set()),
+                                                 ("avcd", {"entropy", "dominant"}), ("fmd", {"weight"})])  # fmt: skip
+def test_caption_by_every_method(run, clip, decoding, steps):
+    written = json.loads(run("caption", clip, "--decoding", decoding, "--max-new-tokens", 2, "--json")[1])
+    assert written["decoding"] == decoding and written["text"] and set(written["steps"]) == steps
+    assert all(len(values) == 2 for values in written["steps"].values())
 
 
 def test_models_and_check(run):
