@@ -207,7 +207,8 @@ class OnRows:
             layouts = tuple(run.layouts[row] for row in self.rows)
             hook.ctx["run"] = replace(run, padding=run.padding[self._where], layouts=layouts)
         try:
-            edited = self.fn(x[self._where], hook=hook)
+            # A copy: what is kept of it must not keep the other rows, nor an edit in place reach them.
+            edited = self.fn(x[self._where].clone(), hook=hook)
         finally:
             if run is not None:
                 hook.ctx["run"] = run
@@ -224,7 +225,7 @@ class OnRows:
 
     @cached_property
     def _where(self) -> slice | list[int]:
-        """The rows as an index; neighbours are looked at without a copy."""
+        """The rows as an index, a slice where they are neighbours."""
         first, last = self.rows[0], self.rows[-1]
         return slice(first, last + 1) if last - first + 1 == len(self.rows) else list(self.rows)
 

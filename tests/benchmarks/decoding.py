@@ -1,6 +1,6 @@
 """Seconds per token of Adaptive Sink-guided Decoding beside vanilla decoding and the three streams of a naive form.
 
-    python tests/benchmarks/decoding.py [S [tokens]]
+    python tests/benchmarks/decoding.py [S [tokens [rounds]]]
 
 12 layers, d_model 512, a prompt of S = 1024, 64 tokens, one thread, CPU seconds of interleaved rounds. A token's time leaves
 out the first one, which pays for the prompt; the prompt's own time is given beside it, for ASD with the pass that finds sinks.
@@ -82,18 +82,18 @@ def _timed(model, inputs, tokens: int, method) -> float:
     return time.process_time() - start
 
 
-def main(length: int = 1024, tokens: int = 64) -> None:
+def main(length: int = 1024, tokens: int = 64, rounds: int = ROUNDS) -> None:
     """Print one table row per method."""
-    found = seconds_per_token(length, tokens)
+    found = seconds_per_token(length, tokens, rounds)
     print(
-        f"S = {length}, {tokens} tokens, 12 layers, d_model 512; median of {ROUNDS} rounds, ratios to vanilla of the same round"
+        f"S = {length}, {tokens} tokens, 12 layers, d_model 512; median of {rounds} rounds, ratios to vanilla of the same round"
     )
     print("| method | prompt and first token, s | ratio | later token, ms | ratio (min to max) |")
     print("|---|---|---|---|---|")
-    for name, rounds in found.items():
-        firsts, laters = ([a[i] / b[i] for a, b in zip(rounds, found["vanilla"], strict=True)] for i in (0, 1))
+    for name, seconds in found.items():
+        firsts, laters = ([a[i] / b[i] for a, b in zip(seconds, found["vanilla"], strict=True)] for i in (0, 1))
         print(
-            f"| {name} | {median(r[0] for r in rounds):.2f} | {median(firsts):.2f} | {1000 * median(r[1] for r in rounds):.1f} | "
+            f"| {name} | {median(r[0] for r in seconds):.2f} | {median(firsts):.2f} | {1000 * median(r[1] for r in seconds):.1f} | "
             f"{median(laters):.2f} ({min(laters):.2f} to {max(laters):.2f}) |"
         )
 
