@@ -9,10 +9,8 @@ Source: transformers 5.23, models/qwen2_5_omni: processing (replace_video_with_a
 (get_rope_index, get_audio_features, get_video_features); Xu et al. 2025, arXiv:2503.20215.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,25 +19,31 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
     WhisperFeatureExtractor,
 )
-from transformers.utils import logging
-from transformers.vision_utils import get_vision_window_index
 
-from avlens.chat import Medium, assemble, marker, write_chat
+from avlens.chat import Medium, assemble, grid_edges, grid_tokens, marker, media_of, text_prompts, write_chat
 from avlens.decoder import DecoderConfig
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.mel import log_mel
-from avlens.encoders.patches import Patches, PatchRules, cut_patches
+from avlens.encoders.patches import Patches, PatchRules, cut_patches, window_order
 from avlens.errors import CheckpointError, PromptError
 from avlens.family import GENERIC_SETTINGS, Family, Part, PromptOptions, Stock, any_value, check_settings, one_of
-from avlens.inputs import AVInputs, Media, Prompt
+from avlens.inputs import AVInputs, Media
+from avlens.loading import (
+    load_preprocessor,
+    load_tokenizer,
+    load_weights,
+    randomise,
+    read_json,
+    tiny_sizes,
+    write_json,
+)
 from avlens.media import Clip
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import tiny_tokenizer
@@ -104,25 +108,25 @@ class Qwen25Omni(Family):
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["Qwen25Omni", Stock]:
         """Load the thinker from a folder in any of the three key layouts (hub, in-memory, written from scratch)."""
-        written = _read_json(folder / "config.json")
+        written = read_json(folder / "config.json")
         # The thinker's part alone: transformers' class for the whole would build a talker's settings too.
         config = Qwen2_5OmniThinkerConfig.from_dict(written.get("thinker_config", written))
         config.dtype = config.dtype or written.get("dtype", written.get("torch_dtype"))
-        with _quiet(folder):
-            model, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
-                folder,
-                config=config,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **load_options,
-            )
-        _require_all_weights(folder, model, info)
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+        model = load_weights(
+            Qwen2_5OmniThinkerForConditionalGeneration,
+            folder,
+            config,
+            embed="model.language_model.embed_tokens.weight",
+            dropped=r"^(talker|token2wav)\.",
+            spare=frozenset({"model.audio_tower.audio_bos_eos_token.weight"}),
+            **load_options,
+        )
+        tokenizer = load_tokenizer(folder, config)
         if tokenizer.chat_template is None:
-            tokenizer.chat_template = _chat_template(folder)
-        return cls(model.config, tokenizer, _preprocessor(folder), _read_json(folder / "avlens.json")), _stock(model)
+            raise CheckpointError(
+                f"{folder} has no chat template. Put chat_template.jinja or chat_template.json beside config.json."
+            )
+        return cls(model.config, tokenizer, load_preprocessor(folder), read_json(folder / "avlens.json")), _stock(model)
 
     @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Qwen25Omni", Stock]:
@@ -132,7 +136,7 @@ class Qwen25Omni(Family):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
-            _randomise(model)
+            randomise(model)
         model.generation_config = GenerationConfig(
             eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
@@ -151,10 +155,9 @@ class Qwen25Omni(Family):
             "architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni", "enable_audio_output": False,
             "thinker_config": thinker, "torch_dtype": str(stock.head.weight.dtype).removeprefix("torch."),
         }  # fmt: skip
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "preprocessor_config.json", dict(self.preprocessor))
-        if self.settings:
-            _write_json(folder / "avlens.json", dict(self.settings))
+        write_json(folder / "config.json", config)
+        write_json(folder / "preprocessor_config.json", dict(self.preprocessor))
+        write_json(folder / "avlens.json", dict(self.settings))
         stock.whole.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -162,22 +165,16 @@ class Qwen25Omni(Family):
 
     def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
         """One prompt, as the official processor writes it."""
-        options = replace(options, nominal_fps=float(self.settings.get("nominal_fps", options.nominal_fps)))
+        options = replace(options, nominal_fps=options.nominal_fps or float(self.settings.get("nominal_fps", 2.0)))
         chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(_media_of(parts))]
+        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
         holes = {self.config.audio_token_id, self.config.video_token_id, self.config.image_token_id}
         prompt = assemble(self.tokenizer, chat, media, holes)
         return AVInputs((prompt,), self.stock_kwargs)
 
     def text_inputs(self, ids: Tensor) -> AVInputs:
         """Bare token ids as prompts of text."""
-        rows = []
-        for row in ids.cpu().long():
-            strings = self.tokenizer.convert_ids_to_tokens(row.tolist())
-            tokens = TokenMap.of(row, strings, Modality.TEXT, Segment.QUESTION)
-            positions = torch.arange(len(row)).expand(3, -1)
-            rows.append(Prompt(row, tokens, (), positions, len(row)))
-        return AVInputs(tuple(rows), self.stock_kwargs)
+        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
 
     def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
         """Keyword arguments for Qwen2_5OmniThinkerForConditionalGeneration."""
@@ -202,29 +199,26 @@ class Qwen25Omni(Family):
             kwargs["use_audio_in_video"] = _all_alike([bool(v.tensors["with_audio"]) for v in videos])
         return kwargs
 
-    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "media_pos d_model"]:
+    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image."""
         if media.modality == Modality.AUDIO:
             audio, mel = encoders["audio"].tower, media.tensors["mel"]
             weight = audio.conv1.weight
             mel = mel.to(weight.device, weight.dtype)
             heard: Tensor = audio(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device)).last_hidden_state
-            return heard
+            return heard[None]
         vision, weight = encoders["vision"], encoders["vision"].tower.patch_embed.proj.weight
         grid = media.tensors["grid"][None].to(weight.device)
         vision.order = self._window_order(media.tensors["grid"]) if vision.watched else None
         seen: Tensor = vision.tower(
             media.tensors["pixels"].to(weight.device, weight.dtype), grid_thw=grid
         ).pooler_output
-        return seen
+        return seen[None]
 
     def _window_order(self, grid: Int[Tensor, "3"]) -> Int[Tensor, " patch"]:
         """The natural index of each patch in the order of windows in which the tower holds them."""
         vision = self.config.vision_config
-        index, _ = get_vision_window_index(grid[None], vision.spatial_merge_size, vision.window_size, vision.patch_size)
-        unit = vision.spatial_merge_size**2
-        merged_first = (index[:, None] * unit + torch.arange(unit)).flatten()
-        return _raster(grid, vision.spatial_merge_size)[merged_first]
+        return window_order(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
 
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
@@ -251,9 +245,10 @@ class Qwen25Omni(Family):
         assert clip.frames is not None and clip.frame_seconds is not None
         low, high = self.settings.get("video_pixels", VIDEO_PIXELS)
         patches = cut_patches(clip.frames, self.rules, options.min_pixels or low, options.max_pixels or high)
+        assert options.nominal_fps is not None
         per_grid, rate = self.rules.temporal / options.nominal_fps, self.config.position_id_per_seconds
         tokens = self._grid_tokens(patches, Modality.VIDEO, index)
-        edges = _grid_edges(clip, self.rules.temporal, patches.grid[0])
+        edges = grid_edges(clip, self.rules.temporal, patches.grid[0])
         tokens = replace(
             tokens,
             start=edges[tokens.frame], end=edges[tokens.frame + 1],
@@ -319,19 +314,19 @@ class Qwen25Omni(Family):
         return marker(self.tokenizer, string)
 
     def _grid_tokens(self, patches: Patches, modality: Modality, clip: int) -> TokenMap:
-        time, rows, cols = patches.grid[0], patches.grid[1] // self.rules.merge, patches.grid[2] // self.rules.merge
-        index = torch.cartesian_prod(torch.arange(time), torch.arange(rows), torch.arange(cols)).view(-1, 3)
-        columns = {"frame": index[:, 0], "row": index[:, 1], "col": index[:, 2]}
-        return self._media_tokens(modality, len(index), clip=torch.full((len(index),), clip), **columns)
+        time, rows, cols = patches.grid
+        grid = time, rows // self.rules.merge, cols // self.rules.merge
+        return grid_tokens(grid, modality, clip, self._token(modality), f"<|{modality.name}|>")
 
     def _media_tokens(self, modality: Modality, count: int, **columns: Tensor) -> TokenMap:
-        token = {
-            "AUDIO": self.config.audio_token_id,
-            "VIDEO": self.config.video_token_id,
-            "IMAGE": self.config.image_token_id,
-        }[modality.name]
         string = f"<|{modality.name}|>"
-        return TokenMap.of(torch.full((count,), token), [string] * count, modality, Segment.MEDIA, **columns)
+        ids = torch.full((count,), self._token(modality))
+        return TokenMap.of(ids, [string] * count, modality, Segment.MEDIA, **columns)
+
+    def _token(self, modality: Modality) -> int:
+        config = self.config
+        ids = {"AUDIO": config.audio_token_id, "VIDEO": config.video_token_id, "IMAGE": config.image_token_id}
+        return int(ids[modality.name])
 
 
 def _chunks(times: Any, per_chunk: float) -> list[slice]:
@@ -351,26 +346,6 @@ def _turns(video: list[slice], audio: list[slice]) -> list[tuple[bool, slice]]:
         turns += [(True, video[i])] if i < len(video) else []
         turns += [(False, audio[i])] if i < len(audio) else []
     return turns
-
-
-def _grid_edges(clip: Clip, temporal: int, n_grids: int) -> Float[Tensor, " edge"]:
-    """True seconds at which each group of `temporal` frames begins, and the last one ends."""
-    assert clip.frame_seconds is not None and clip.fps is not None
-    starts = clip.frame_seconds.double()[::temporal][:n_grids]
-    end = len(clip.frame_seconds) / clip.fps
-    end = end if end > float(clip.frame_seconds[-1]) else float(clip.frame_seconds[-1]) + 1 / clip.fps
-    return torch.cat([starts, torch.tensor([end], dtype=torch.float64)])
-
-
-def _raster(grid: Int[Tensor, "3"], merge: int) -> Int[Tensor, " patch"]:
-    """For each patch in the processor's order (merged neighbours together), its index by frame, row and column."""
-    time, rows, cols = grid.tolist()
-    index = torch.arange(time * rows * cols).view(time, rows // merge, merge, cols // merge, merge)
-    return index.permute(0, 1, 3, 2, 4).flatten()
-
-
-def _media_of(parts: Sequence[Part]) -> list[Any]:
-    return [part for part in parts if not isinstance(part, str)]
 
 
 def _all_alike(flags: list[bool]) -> bool:
@@ -488,67 +463,11 @@ def _stock(model: Any) -> Stock:
     )
 
 
-@contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    """No progress bar for a checkpoint that loads in a moment."""
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 2**28
-    if not small or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-
-
-def _require_all_weights(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
-    """Tie the unembedding where the checkpoint has none; refuse any other gap."""
-    missing = set(info["missing_keys"])
-    if "lm_head.weight" in missing:
-        model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        model.config.tie_word_embeddings = True
-    missing -= {"lm_head.weight", "model.audio_tower.audio_bos_eos_token.weight"}
-    unknown = {key for key in info["unexpected_keys"] if not key.startswith(("talker.", "token2wav."))}
-    if missing or unknown or info["mismatched_keys"]:
-        raise CheckpointError(
-            f"the weights in {folder} do not fit its config: {len(missing)} missing {sorted(missing)[:3]}, {len(unknown)} "
-            f"unknown {sorted(unknown)[:3]}, {len(info['mismatched_keys'])} of another shape. Download it again."
-        )
-
-
 def _released(name: str) -> str:
     """A key of the model in memory as the released checkpoints name it."""
     return "thinker." + re.sub(
         r"^model\.(language_model\.|(?=visual|audio_tower))", lambda m: "model." if m[1] else "", name
     )
-
-
-def _chat_template(folder: Path) -> str:
-    """The chat template of a folder whose tokenizer has none."""
-    if (jinja := folder / "chat_template.jinja").exists():
-        return jinja.read_text(encoding="utf-8")
-    template = _read_json(folder / "chat_template.json").get("chat_template")
-    if template is None:
-        raise CheckpointError(
-            f"{folder} has no chat template. Put chat_template.jinja or chat_template.json beside config.json."
-        )
-    return str(template)
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """How sound and images are read: one file in released checkpoints, two sections of another in recent ones."""
-    sections = _read_json(folder / "processor_config.json")
-    recent = sections.get("image_processor", {}) | sections.get("feature_extractor", {})
-    return _read_json(folder / "preprocessor_config.json") or recent
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 # Small models.
@@ -572,9 +491,7 @@ _TINY_SIZES = {
 
 
 def _tiny_config(tokenizer: Any, sizes: Mapping[str, Any]) -> Qwen2_5OmniThinkerConfig:
-    if unknown := set(sizes) - set(_TINY_SIZES):
-        raise CheckpointError(f"{sorted(unknown)[0]!r} is no size of a tiny model. Sizes are {', '.join(_TINY_SIZES)}.")
-    size = dict(_TINY_SIZES) | dict(sizes)
+    size = tiny_sizes(_TINY_SIZES, sizes)
     head = size["d_head"] or size["d_model"] // size["n_heads"]
     share = head // 2 * 3 // 8
     section = list(size["mrope_section"] or (head // 2 - 2 * share, share, share))
@@ -601,15 +518,3 @@ def _tiny_config(tokenizer: Any, sizes: Mapping[str, Any]) -> Qwen2_5OmniThinker
         vision_start_token_id=token("<|vision_bos|>"), vision_end_token_id=token("<|vision_eos|>"),
         user_token_id=token("user"), tie_word_embeddings=size["tie_word_embeddings"],
     )  # fmt: skip
-
-
-def _randomise(model: nn.Module) -> None:
-    """Weights of a size at which every part matters; biases and norms away from 0 and 1, so that errors show."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.8 / weight[0].numel() ** 0.5)
-            elif "bias" in name:
-                weight.normal_(0, 0.2)
-            else:
-                weight.normal_(1, 0.1)
