@@ -58,7 +58,14 @@ def whisper_config(settings: Mapping[str, Any]) -> WhisperConfig:
 
 def qformer_config(settings: Mapping[str, Any], d_audio: int) -> Blip2QFormerConfig:
     """A Q-Former without text and without dropout."""
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "layer_norm_eps")
+    names = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "layer_norm_eps",
+    )
     return Blip2QFormerConfig(
         **{name: settings[name] for name in names if name in settings},
         encoder_hidden_size=d_audio, cross_attention_frequency=settings.get("cross_attention_freq", 1),

@@ -9,42 +9,39 @@ Source: transformers 5.23, models/qwen2_5_omni: processing (replace_video_with_a
 (get_rope_index, get_audio_features, get_video_features); Xu et al. 2025, arXiv:2503.20215.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     GenerationConfig,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
-    WhisperFeatureExtractor,
 )
 
-from avlens.chat import Medium, assemble, grid_edges, grid_tokens, marker, media_of, text_prompts, write_chat
+from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
 from avlens.decoder import DecoderConfig
 from avlens.encoders.hooked import HookedEncoder
-from avlens.encoders.mel import log_mel
-from avlens.encoders.patches import Patches, PatchRules, cut_patches, window_order
-from avlens.errors import CheckpointError, PromptError
-from avlens.family import GENERIC_SETTINGS, Family, Part, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.encoders.patches import window_order
+from avlens.errors import PromptError
+from avlens.family import Family, Part, PromptOptions, Stock, any_value, one_of
 from avlens.inputs import AVInputs, Media
-from avlens.loading import (
-    load_preprocessor,
-    load_tokenizer,
-    load_weights,
-    randomise,
-    read_json,
-    tiny_sizes,
-    write_json,
-)
+from avlens.loading import load_preprocessor, load_weights, randomise, read_json, tiny_sizes
 from avlens.media import Clip
+from avlens.thinkers import (
+    Reading,
+    check_thinker,
+    save_thinker,
+    thinker_config,
+    thinker_key,
+    thinker_kwargs,
+    thinker_stock,
+    thinker_tokenizer,
+)
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import tiny_tokenizer
 
@@ -71,15 +68,11 @@ class Qwen25Omni(Family):
     ) -> None:
         self.config, self.tokenizer, self.preprocessor, self.settings = config, tokenizer, preprocessor, settings
         self.cfg = _decoder_config(config)
-        self.mel = WhisperFeatureExtractor(**{name: preprocessor[name] for name in _MEL if name in preprocessor})
-        vision = config.vision_config
-        self.rules = PatchRules(
-            patch=vision.patch_size,
-            merge=vision.spatial_merge_size,
-            temporal=vision.temporal_patch_size,
-            mean=tuple(preprocessor.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-            std=tuple(preprocessor.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-        )
+        self.reading = Reading.of(
+            config, tokenizer, preprocessor, settings, mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711), video_pixels=VIDEO_PIXELS, image_pixels=IMAGE_PIXELS, nominal_fps=2.0,
+        )  # fmt: skip
+        self.rules, self.mel = self.reading.rules, self.reading.mel
 
     # Loading and saving.
 
@@ -91,27 +84,13 @@ class Qwen25Omni(Family):
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
         """Refuse a config with a setting that nobody handled."""
-        whole = config.get("model_type") == "qwen2_5_omni"
-        outer = {"thinker_config", "talker_config", "token2wav_config", "enable_audio_output", "enable_talker"}
-        if whole:
-            check_settings(
-                config, rules={"tie_word_embeddings": any_value}, where="", ignore=ignore,
-                harmless=GENERIC_SETTINGS | outer | {"hidden_size", "num_attention_heads"},
-            )  # fmt: skip
-        thinker, where = (config.get("thinker_config", {}), "thinker_config.") if whole else (config, "")
-        check_settings(thinker, rules=_THINKER, harmless=GENERIC_SETTINGS, where=where[:-1], ignore=ignore)
-        for section, rules in (("text_config", _TEXT), ("audio_config", _AUDIO), ("vision_config", _VISION)):
-            check_settings(
-                thinker.get(section) or {}, rules=rules, harmless=GENERIC_SETTINGS, where=where + section, ignore=ignore
-            )
+        sections = {"text_config": _TEXT, "audio_config": _AUDIO, "vision_config": _VISION}
+        check_thinker(config, outer=_OUTER, rules=_THINKER, sections=sections, ignore=ignore)
 
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["Qwen25Omni", Stock]:
         """Load the thinker from a folder in any of the three key layouts (hub, in-memory, written from scratch)."""
-        written = read_json(folder / "config.json")
-        # The thinker's part alone: transformers' class for the whole would build a talker's settings too.
-        config = Qwen2_5OmniThinkerConfig.from_dict(written.get("thinker_config", written))
-        config.dtype = config.dtype or written.get("dtype", written.get("torch_dtype"))
+        config = thinker_config(Qwen2_5OmniThinkerConfig, read_json(folder / "config.json"))
         model = load_weights(
             Qwen2_5OmniThinkerForConditionalGeneration,
             folder,
@@ -121,12 +100,8 @@ class Qwen25Omni(Family):
             spare=frozenset({"model.audio_tower.audio_bos_eos_token.weight"}),
             **load_options,
         )
-        tokenizer = load_tokenizer(folder, config)
-        if tokenizer.chat_template is None:
-            raise CheckpointError(
-                f"{folder} has no chat template. Put chat_template.jinja or chat_template.json beside config.json."
-            )
-        return cls(model.config, tokenizer, load_preprocessor(folder), read_json(folder / "avlens.json")), _stock(model)
+        tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
+        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
 
     @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Qwen25Omni", Stock]:
@@ -141,34 +116,21 @@ class Qwen25Omni(Family):
             eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         )
-        return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), _stock(model)
+        return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), thinker_stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the thinker as the released checkpoints lay it out: keys under `thinker.`, one config.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {_released(name): weight.contiguous() for name, weight in stock.whole.state_dict().items()}
-        if state["thinker.lm_head.weight"].data_ptr() == state["thinker.model.embed_tokens.weight"].data_ptr():
-            del state["thinker.lm_head.weight"]
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        thinker = self.config.to_dict() | {"tie_word_embeddings": "thinker.lm_head.weight" not in state}
-        config = {
-            "architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni", "enable_audio_output": False,
-            "thinker_config": thinker, "torch_dtype": str(stock.head.weight.dtype).removeprefix("torch."),
-        }  # fmt: skip
-        write_json(folder / "config.json", config)
-        write_json(folder / "preprocessor_config.json", dict(self.preprocessor))
-        write_json(folder / "avlens.json", dict(self.settings))
-        stock.whole.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        state = {thinker_key(name): weight for name, weight in stock.whole.state_dict().items()}
+        whole = {"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni"}
+        save_thinker(folder, stock, self.reading, whole, state)
 
     # Prompts.
 
     def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
         """One prompt, as the official processor writes it."""
-        options = replace(options, nominal_fps=options.nominal_fps or float(self.settings.get("nominal_fps", 2.0)))
         chat = write_chat(self.tokenizer, parts, question, options)
         media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
-        holes = {self.config.audio_token_id, self.config.video_token_id, self.config.image_token_id}
+        holes = {self.reading.token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
         prompt = assemble(self.tokenizer, chat, media, holes)
         return AVInputs((prompt,), self.stock_kwargs)
 
@@ -178,26 +140,7 @@ class Qwen25Omni(Family):
 
     def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
         """Keyword arguments for Qwen2_5OmniThinkerForConditionalGeneration."""
-        media = [medium for prompt in inputs.prompts for medium in prompt.media]
-        kwargs: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": inputs.attention_mask}
-        for modality, pixels, grid in (
-            (Modality.VIDEO, "pixel_values_videos", "video_grid_thw"),
-            (Modality.IMAGE, "pixel_values", "image_grid_thw"),
-        ):
-            if seen := [medium.tensors for medium in media if medium.modality == modality]:
-                kwargs[pixels] = torch.cat([tensors["pixels"] for tensors in seen])
-                kwargs[grid] = torch.stack([tensors["grid"] for tensors in seen])
-        if heard := [medium.tensors["mel"] for medium in media if medium.modality == Modality.AUDIO]:
-            longest = max(mel.shape[1] for mel in heard)
-            kwargs["input_features"] = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in heard])
-            kwargs["feature_attention_mask"] = torch.stack(
-                [(torch.arange(longest) < mel.shape[1]).long() for mel in heard]
-            )
-        if "video_grid_thw" in kwargs:
-            videos = [medium for medium in media if medium.modality == Modality.VIDEO]
-            kwargs["video_second_per_grid"] = torch.tensor([float(v.tensors["seconds_per_grid"]) for v in videos])
-            kwargs["use_audio_in_video"] = _all_alike([bool(v.tensors["with_audio"]) for v in videos])
-        return kwargs
+        return thinker_kwargs(inputs)
 
     def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image."""
@@ -223,61 +166,23 @@ class Qwen25Omni(Family):
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
         if not isinstance(part, Clip):
-            return self._image(part, options, clip)
+            return self.reading.image(part, options, clip)
         sound = self._sound(part, clip) if part.waveform is not None else None
         if part.frames is None:
             assert sound is not None
             return sound
-        sight = self._sight(part, options, clip, with_audio=sound is not None)
+        sight = self.reading.sight(part, options, clip, with_audio=sound is not None)
+        # The stock model counts in whole steps.
+        positions = sight.positions.long()
+        sight = replace(sight, positions=positions, advance=int(positions.max()) + 1)
         return sight if sound is None else self._interleave(sight, sound)
 
-    def _image(self, image: Any, options: PromptOptions, clip: int) -> Medium:
-        size = self.preprocessor.get("size") or {}
-        low = self.preprocessor.get("min_pixels") or size.get("shortest_edge") or IMAGE_PIXELS[0]
-        high = self.preprocessor.get("max_pixels") or size.get("longest_edge") or IMAGE_PIXELS[1]
-        patches = cut_patches(image[None], self.rules, options.min_pixels or low, options.max_pixels or high)
-        tokens = self._grid_tokens(patches, Modality.IMAGE, clip)
-        positions = torch.stack([torch.zeros(len(tokens), dtype=torch.long), tokens.row, tokens.col])
-        tensors = {"pixels": patches.pixels, "grid": torch.tensor(patches.grid)}
-        return Medium(tokens, positions, [(Modality.IMAGE, tensors)], int(positions.max()) + 1)
-
-    def _sight(self, clip: Clip, options: PromptOptions, index: int, *, with_audio: bool) -> Medium:
-        assert clip.frames is not None and clip.frame_seconds is not None
-        low, high = self.settings.get("video_pixels", VIDEO_PIXELS)
-        patches = cut_patches(clip.frames, self.rules, options.min_pixels or low, options.max_pixels or high)
-        assert options.nominal_fps is not None
-        per_grid, rate = self.rules.temporal / options.nominal_fps, self.config.position_id_per_seconds
-        tokens = self._grid_tokens(patches, Modality.VIDEO, index)
-        edges = grid_edges(clip, self.rules.temporal, patches.grid[0])
-        tokens = replace(
-            tokens,
-            start=edges[tokens.frame], end=edges[tokens.frame + 1],
-            nominal_start=tokens.frame * per_grid, nominal_end=(tokens.frame + 1) * per_grid,
-        )  # fmt: skip
-        # In single precision, as the stock model computes them.
-        seconds = torch.tensor(per_grid, dtype=torch.float32)
-        time = (torch.arange(patches.grid[0]) * seconds * rate).long()[tokens.frame]
-        tensors = {
-            "pixels": patches.pixels, "grid": torch.tensor(patches.grid), "seconds_per_grid": torch.tensor(per_grid),
-            "with_audio": torch.tensor(with_audio),
-        }  # fmt: skip
-        positions = torch.stack([time, tokens.row, tokens.col])
-        return Medium(tokens, positions, [(Modality.VIDEO, tensors)], int(positions.max()) + 1)
-
     def _sound(self, clip: Clip, index: int) -> Medium:
-        clip = clip.resampled(self.mel.sampling_rate)
-        assert clip.waveform is not None
-        longest = self.preprocessor.get("chunk_length", 30)
-        if len(clip.waveform) > longest * self.mel.sampling_rate:
-            raise PromptError(
-                f"the sound of clip {index} lasts {len(clip.waveform) / self.mel.sampling_rate:.1f} s, but the model reads "
-                f"at most {longest} s. Cut it first: clip.cut(0, {longest})."
-            )
-        mel = log_mel(clip.waveform, self.mel)
+        mel = self.reading.heard(clip, index)
         count = ((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1
         if count < 1:
             raise PromptError(
-                f"the sound of clip {index} has {len(clip.waveform)} samples, too few for one token. Pass a longer one."
+                f"the sound of clip {index} has {_samples(clip)} samples, too few for one token. Pass a longer one."
             )
         seconds = 4 * self.mel.hop_length / self.mel.sampling_rate
         frame = torch.arange(count)
@@ -287,7 +192,10 @@ class Qwen25Omni(Family):
             for name in ("start", "end")
         }
         times = {name: time.double() for name, time in times.items()}
-        tokens = self._media_tokens(Modality.AUDIO, count, clip=torch.full((count,), index), audio_frame=frame, **times)
+        ids, strings = torch.full((count,), self.reading.token(Modality.AUDIO)), ["<|AUDIO|>"] * count
+        tokens = TokenMap.of(
+            ids, strings, Modality.AUDIO, Segment.MEDIA, clip=torch.full((count,), index), audio_frame=frame, **times
+        )
         return Medium(tokens, frame.expand(3, -1), [(Modality.AUDIO, {"mel": mel})], count)
 
     def _interleave(self, sight: Medium, sound: Medium) -> Medium:
@@ -313,20 +221,9 @@ class Qwen25Omni(Family):
     def _marker(self, string: str) -> TokenMap:
         return marker(self.tokenizer, string)
 
-    def _grid_tokens(self, patches: Patches, modality: Modality, clip: int) -> TokenMap:
-        time, rows, cols = patches.grid
-        grid = time, rows // self.rules.merge, cols // self.rules.merge
-        return grid_tokens(grid, modality, clip, self._token(modality), f"<|{modality.name}|>")
 
-    def _media_tokens(self, modality: Modality, count: int, **columns: Tensor) -> TokenMap:
-        string = f"<|{modality.name}|>"
-        ids = torch.full((count,), self._token(modality))
-        return TokenMap.of(ids, [string] * count, modality, Segment.MEDIA, **columns)
-
-    def _token(self, modality: Modality) -> int:
-        config = self.config
-        ids = {"AUDIO": config.audio_token_id, "VIDEO": config.video_token_id, "IMAGE": config.image_token_id}
-        return int(ids[modality.name])
+def _samples(clip: Clip) -> int:
+    return 0 if clip.waveform is None else len(clip.waveform)
 
 
 def _chunks(times: Any, per_chunk: float) -> list[slice]:
@@ -348,18 +245,12 @@ def _turns(video: list[slice], audio: list[slice]) -> list[tuple[bool, slice]]:
     return turns
 
 
-def _all_alike(flags: list[bool]) -> bool:
-    if len(set(flags)) > 1:
-        raise PromptError(
-            "the stock model takes videos either all with sound or all without, but these prompts mix them. "
-            "Compare with it on prompts of one kind."
-        )
-    return flags[0]
-
-
 # Checkpoints.
 
-_MEL = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
+_OUTER = frozenset(
+    ["thinker_config", "talker_config", "token2wav_config", "enable_audio_output", "enable_talker", "hidden_size",
+     "num_attention_heads"]
+)  # fmt: skip
 
 _THINKER = {
     "text_config": any_value, "audio_config": any_value, "vision_config": any_value, "audio_token_index": any_value,
@@ -447,27 +338,6 @@ def _decoder_config(config: Qwen2_5OmniThinkerConfig) -> DecoderConfig:
         rotary_base=rope["rope_theta"], mrope_section=tuple(rope.get("mrope_section", (16, 24, 24))),
         act_fn=text.hidden_act, model_name="qwen2_5_omni", original_architecture=type(config).__name__,
     )  # fmt: skip
-
-
-def _stock(model: Any) -> Stock:
-    decoder = model.model.language_model
-    vision, audio = model.model.visual, model.model.audio_tower
-    return Stock(
-        embed=decoder.embed_tokens,
-        layers=list(decoder.layers),
-        norm=decoder.norm,
-        head=model.lm_head,
-        encoders={"vision": vision, "audio": audio},
-        encoder_blocks={"vision": list(vision.blocks), "audio": list(audio.layers)},
-        whole=model,
-    )
-
-
-def _released(name: str) -> str:
-    """A key of the model in memory as the released checkpoints name it."""
-    return "thinker." + re.sub(
-        r"^model\.(language_model\.|(?=visual|audio_tower))", lambda m: "model." if m[1] else "", name
-    )
 
 
 # Small models.

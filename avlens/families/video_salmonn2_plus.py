@@ -46,7 +46,17 @@ from avlens.encoders.qformer import (
     whisper_mel,
 )
 from avlens.errors import PromptError
-from avlens.family import GENERIC_SETTINGS, Family, Part, Positions, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.family import (
+    GENERIC_SETTINGS,
+    Family,
+    Part,
+    Positions,
+    PromptOptions,
+    Stock,
+    any_value,
+    check_settings,
+    one_of,
+)
 from avlens.inputs import AVInputs, Media
 from avlens.loading import (
     load_generation_config,
@@ -106,7 +116,11 @@ class VideoSalmonn2PlusModel(PreTrainedModel):  # type: ignore[misc]
         text = config.text_config
         self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
         self.audio = QFormerAudio(
-            config.audio_config, config.qformer_config, text.hidden_size, window_seconds=config.window_seconds, norm=False
+            config.audio_config,
+            config.qformer_config,
+            text.hidden_size,
+            window_seconds=config.window_seconds,
+            norm=False,
         )
         self.model = Qwen2_5_VLTextModel._from_config(text)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
@@ -444,7 +458,9 @@ def _configs(raw: Mapping[str, Any]) -> VideoSalmonn2PlusConfig:
     rope = {"rope_theta": raw["rope_theta"], "mrope_section": list(raw["rope_scaling"]["mrope_section"])}
     return VideoSalmonn2PlusConfig(
         text_config=Qwen2_5_VLTextConfig(
-            **{name: raw[name] for name in _SHAPE}, rope_parameters={"rope_type": "default", **rope}, bos_token_id=None,
+            **{name: raw[name] for name in _SHAPE},
+            rope_parameters={"rope_type": "default", **rope},
+            bos_token_id=None,
             eos_token_id=None,
         ),
         vision_config=Qwen2_5_VLVisionConfig(**{name: vision[name] for name in _VISION_SHAPE if name in vision}),

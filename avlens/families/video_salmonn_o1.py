@@ -289,7 +289,9 @@ class VideoSalmonnO1(Family):
         if not isinstance(part, Clip):
             raise PromptError(f"{self.title} reads clips, not single images. Pass Clip(frames=image[None], fps=1.0).")
         if options.min_pixels or options.max_pixels or options.nominal_fps:
-            raise PromptError(f"frames of {self.title} have one size and no position in time. Leave pixels and rates out.")
+            raise PromptError(
+                f"frames of {self.title} have one size and no position in time. Leave pixels and rates out."
+            )
         if part.frames is None:
             return self._sound(part, clip)
         return self.interleave(_normalised(part.frames, self.config.vision_config.image_size), part, clip)

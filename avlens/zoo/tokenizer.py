@@ -12,6 +12,7 @@ SPECIALS = (
 )  # fmt: skip
 """In the order of the released vocabulary."""
 
+
 def chat_template(image: str, audio: str, video: str) -> str:
     """A ChatML template that writes the given strings where an image, a sound or a video stands."""
     return (
