@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from avlens.errors import PromptError
@@ -28,15 +28,16 @@ class Medium:
     Attributes:
         tokens: In order, markers that the chat template does not write included.
         positions: Their position ids, counted from the next free one.
-        media: What encoders read, by modality; their outputs go to the tokens of that modality, in order.
+        media: What encoders read, by modality; their outputs go to the tokens of that modality, in order. Separators
+            are the sight's.
         advance: How far the text after them goes on.
         closes_with_next: Whether the next token shares the last one's position id.
     """
 
     tokens: TokenMap
-    positions: Int[Tensor, "axis pos"]
+    positions: Real[Tensor, "axis pos"]
     media: Sequence[tuple[Modality, dict[str, Tensor]]]
-    advance: int
+    advance: float
     closes_with_next: bool = False
 
 
@@ -127,7 +128,8 @@ class _Line:
         self.runs: list[TokenMap] = []
         self.positions: list[Tensor] = []
         self.media: list[Media] = []
-        self.at, self.length, self.shares = 0, 0, False
+        self.at: float = 0
+        self.length, self.shares = 0, False
 
     def word(self, run: TokenMap) -> None:
         self.at += 0 if self.shares else 1
@@ -136,7 +138,8 @@ class _Line:
 
     def medium(self, medium: Medium) -> None:
         for modality, tensors in medium.media:
-            where = (medium.tokens.modality == modality).nonzero()[:, 0]
+            kinds = [modality] if modality == Modality.AUDIO else [modality, Modality.SEPARATOR]
+            where = torch.isin(medium.tokens.modality, torch.tensor(kinds)).nonzero()[:, 0]
             self.media.append(Media(modality, tensors, where + self.length, int(medium.tokens.clip[where[0]])))
         self._append(medium.tokens, medium.positions + self.at)
         self.at, self.shares = self.at + medium.advance, medium.closes_with_next
@@ -145,7 +148,7 @@ class _Line:
         if not self.runs:
             raise PromptError("the prompt is empty. Pass a clip, an image or a question.")
         tokens, positions = TokenMap.join(self.runs, text), torch.cat(self.positions, dim=1)
-        return Prompt(tokens.ids, tokens, tuple(self.media), positions, int(positions.max()) + 1)
+        return Prompt(tokens.ids, tokens, tuple(self.media), positions, positions.max().item() + 1)
 
     def _append(self, run: TokenMap, positions: Tensor) -> None:
         self.runs.append(run)
@@ -171,3 +174,48 @@ def _find(text: str, piece: str, start: int) -> int:
     if at < 0:
         raise PromptError(f"the chat template changed the text {piece!r}. Write it as the template leaves it.")
     return at
+
+
+# What the tokens of a clip or image are, for families whose encoders cut frames into patches.
+
+
+def media_of(parts: Sequence[Part]) -> list[Any]:
+    """The clips and images among the parts of a prompt."""
+    return [part for part in parts if not isinstance(part, str)]
+
+
+def grid_tokens(
+    grid: tuple[int, int, int], modality: Modality, clip: int, token: int, string: str, **columns: Tensor
+) -> TokenMap:
+    """One token for each merged patch, by frame, row and column."""
+    index = torch.cartesian_prod(*(torch.arange(n) for n in grid)).view(-1, 3)
+    columns = {"frame": index[:, 0], "row": index[:, 1], "col": index[:, 2], **columns}
+    count = len(index)
+    return TokenMap.of(
+        torch.full((count,), token),
+        [string] * count,
+        modality,
+        Segment.MEDIA,
+        clip=torch.full((count,), clip),
+        **columns,
+    )
+
+
+def grid_edges(clip: Clip, temporal: int, n_grids: int) -> Float[Tensor, " edge"]:
+    """True seconds at which each group of `temporal` frames begins, and the last one ends."""
+    assert clip.frame_seconds is not None and clip.fps is not None
+    starts = clip.frame_seconds.double()[::temporal][:n_grids]
+    end = len(clip.frame_seconds) / clip.fps
+    end = end if end > float(clip.frame_seconds[-1]) else float(clip.frame_seconds[-1]) + 1 / clip.fps
+    return torch.cat([starts, torch.tensor([end], dtype=torch.float64)])
+
+
+def text_prompts(tokenizer: Any, ids: Int[Tensor, "batch pos"]) -> tuple[Prompt, ...]:
+    """Bare token ids as prompts of text."""
+    rows = []
+    for row in ids.cpu().long():
+        strings = tokenizer.convert_ids_to_tokens(row.tolist())
+        strings = [string or f"<{token}>" for string, token in zip(strings, row.tolist(), strict=True)]
+        tokens = TokenMap.of(row, strings, Modality.TEXT, Segment.QUESTION)
+        rows.append(Prompt(row, tokens, (), torch.arange(len(row)).expand(3, -1), len(row)))
+    return tuple(rows)

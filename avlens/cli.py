@@ -146,7 +146,7 @@ def trace(
     from avlens.demo import token_sets
 
     loaded = _load(model, device, dtype)
-    source = _clip(clip)
+    source = _clip(clip, loaded)
     clean = loaded.prepare(source, question)
     broken = source.silenced() if corrupt is Corrupt.AUDIO else source.blanked()
     result = causal_trace(
@@ -225,14 +225,14 @@ def _load(name: str, device: str | None = None, dtype: str | None = None) -> Any
     return HookedAVModel.from_pretrained(name, device=device, dtype=dtype)
 
 
-def _clip(path: Path) -> Any:
+def _clip(path: Path, model: Any) -> Any:
     from avlens.media import Clip
 
-    return Clip.from_file(path)
+    return Clip.from_file(path, **model.family.sampling)
 
 
 def _prepare(model: Any, path: Path, question: str) -> Any:
-    return model.prepare(_clip(path), question)
+    return model.prepare(_clip(path, model), question)
 
 
 def _layers(given: str) -> Any:

@@ -3,6 +3,9 @@
     resid_mid  = resid_pre + attn(ln1(resid_pre))
     resid_post = resid_mid + mlp(ln2(resid_mid))
 
+What families vary is said by `DecoderConfig`: 1-D, sectioned or interleaved rotary positions, norms of queries and
+keys, experts instead of one MLP, and encoder outputs that are added to the stream before some blocks (deepstack).
+
 The blocks hold the checkpoint's own linear and norm modules, so weights are not copied and quantised linears keep
 working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. Attention runs in a fused kernel
 unless someone listens at the scores or the pattern of that very layer.
@@ -12,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
@@ -31,6 +34,12 @@ class DecoderConfig:
         n_ctx: Longest prompt it was made for, in positions.
         rotary_base: Base of the rotary frequencies.
         mrope_section: How many rotary frequencies follow time, row and column; None for 1-D positions.
+        mrope_interleaved: Whether the axes take turns (time, row, column, time, ...) instead of one section each.
+        use_qk_norm: Whether queries and keys are normalised per head before they are rotated.
+        num_experts: How many experts the MLP has; None for one plain MLP.
+        experts_per_token: How many of them each position is sent to.
+        norm_topk_prob: Whether the chosen experts' weights are scaled to sum to 1.
+        n_deepstack: Before how many blocks, from the second on, encoder outputs are added to the stream.
     """
 
     n_layers: int
@@ -53,6 +62,12 @@ class DecoderConfig:
     attn_only: bool = False
     final_rms: bool = True
     default_prepend_bos: bool = False
+    mrope_interleaved: bool = False
+    use_qk_norm: bool = False
+    num_experts: int | None = None
+    experts_per_token: int | None = None
+    norm_topk_prob: bool = True
+    n_deepstack: int = 0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -101,6 +116,7 @@ class Pass:
         sin: Their sines.
         past: Keys and values of earlier passes, which this one extends.
         mode: Which attention to use.
+        additions: What is added to the stream before the second block, the third, ...
     """
 
     run: Run
@@ -108,6 +124,7 @@ class Pass:
     sin: Float[Tensor, "batch pos 1 d_head"]
     past: KeyValues | None
     mode: AttentionMode
+    additions: tuple[Float[Tensor, "batch pos d_model"], ...] = ()
     visible: Tensor | None = field(default=None, init=False)
 
     def to(self, device: torch.device) -> None:
@@ -120,6 +137,7 @@ class Pass:
         keep, self.run.keep = self.run.keep, None
         if keep is not None:
             self.cos, self.sin, self.visible = self.cos[:, keep], self.sin[:, keep], None
+            self.additions = tuple(addition[:, keep.to(addition.device)] for addition in self.additions)
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the rows may read in a layer, which the run then tells its hooks."""
@@ -161,7 +179,7 @@ class HookedRMSNorm(nn.Module):
         """The norm's weight."""
         return weight_of(self.stock)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "batch pos *head d_model"]) -> Float[Tensor, "batch pos *head d_model"]:
         """Normalise each row."""
         wide = x.float()
         scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
@@ -180,6 +198,8 @@ class HookedAttention(nn.Module):
         self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
         self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
         self.hook_z, self.hook_result = HookPoint(), HookPoint()
+        if cfg.use_qk_norm:
+            self.q_norm, self.k_norm = HookedRMSNorm(stock.q_norm, cfg.eps), HookedRMSNorm(stock.k_norm, cfg.eps)
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos d_model"]:
         """What the heads write into the residual stream."""
@@ -187,6 +207,8 @@ class HookedAttention(nn.Module):
         q = self.hook_q(self.q_proj(x).unflatten(-1, heads))
         k = self.hook_k(self.k_proj(x).unflatten(-1, groups))
         v = self.hook_v(self.v_proj(x).unflatten(-1, groups))
+        if self.cfg.use_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.hook_rot_q(rotate(q, at.cos, at.sin)), self.hook_rot_k(rotate(k, at.cos, at.sin))
         k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
         z = self.hook_z(self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
@@ -304,18 +326,89 @@ class HookedMLP(nn.Module):
         return bias_of(self.down_proj)
 
 
+class HookedExperts(nn.Module):
+    """A router that sends each position to a few of many MLPs: sum over the chosen e of weight_e * mlp_e(x).
+
+    `hook_router_logits` is what the router says of every expert, `hook_expert_weights` its softmax in fp32,
+    `hook_expert_indices` which experts are chosen, and `hook_expert_out` what each of them says before it is weighted.
+    The stock experts run in one piece unless someone listens there.
+    """
+
+    def __init__(self, stock: Any, cfg: DecoderConfig) -> None:
+        super().__init__()
+        self.gate, self.experts, self.cfg = stock.gate, stock.experts, cfg
+        self.hook_router_logits, self.hook_expert_weights = HookPoint(), HookPoint()
+        self.hook_expert_indices, self.hook_expert_out = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """What the chosen experts write into the residual stream."""
+        logits = self.hook_router_logits(torch.nn.functional.linear(x, weight_of(self.gate).to(x.device)))
+        weights = self.hook_expert_weights(logits.float().softmax(-1))
+        assert self.cfg.experts_per_token is not None
+        chosen = self.hook_expert_indices(weights.topk(self.cfg.experts_per_token, dim=-1).indices)
+        shares = weights.gather(-1, chosen)
+        if self.cfg.norm_topk_prob:
+            shares = shares / shares.sum(-1, keepdim=True)
+        shares = shares.to(logits.dtype)
+        if watched(self.hook_expert_out):
+            said = self.hook_expert_out(self._each(x, chosen))
+            return (said * shares[..., None]).sum(2).to(x.dtype)
+        out: Tensor = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), shares.flatten(0, 1))
+        return out.view_as(x)
+
+    def _each(self, x: Tensor, chosen: Int[Tensor, "batch pos slot"]) -> Float[Tensor, "batch pos slot d_model"]:
+        """What each chosen expert says, by itself."""
+        said = x.new_zeros(*chosen.shape, x.shape[-1])
+        for expert in chosen.unique().tolist():
+            where = chosen == expert
+            rows = x[:, :, None].expand_as(said)[where]
+            gate, up = torch.nn.functional.linear(rows, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
+            said[where] = torch.nn.functional.linear(self.experts.act_fn(gate) * up, self.experts.down_proj[expert])
+        return said
+
+    @property
+    def W_gate(self) -> Float[Tensor, "expert d_model d_mlp"]:  # noqa: N802
+        """Gate weights, a view."""
+        return _at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[0].transpose(1, 2)
+
+    @property
+    def W_in(self) -> Float[Tensor, "expert d_model d_mlp"]:  # noqa: N802
+        """Input weights, a view."""
+        return _at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[1].transpose(1, 2)
+
+    @property
+    def W_out(self) -> Float[Tensor, "expert d_mlp d_model"]:  # noqa: N802
+        """Output weights, a view."""
+        return _at_hand(self.experts, "down_proj").transpose(1, 2)
+
+    @property
+    def W_router(self) -> Float[Tensor, "d_model expert"]:  # noqa: N802
+        """Router weights, a view."""
+        return weight_of(self.gate).T
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Output bias: none, so zeros."""
+        return torch.zeros(self.cfg.d_model, device=device_of(self.gate), dtype=weight_of(self.gate).dtype)
+
+
 class HookedBlock(nn.Module):
     """One block, on the device its weights are on."""
 
     hook_out_is_single_residual_stream: ClassVar[bool] = True
     """TransformerLens's logit lens asks."""
 
+    mlp: HookedMLP | HookedExperts
+
     def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.ln1 = HookedRMSNorm(stock.input_layernorm, cfg.eps)
         self.attn = HookedAttention(stock.self_attn, cfg, layer)
         self.ln2 = HookedRMSNorm(stock.post_attention_layernorm, cfg.eps)
-        self.mlp = HookedMLP(stock.mlp)
+        self.mlp = HookedMLP(stock.mlp) if cfg.num_experts is None else HookedExperts(stock.mlp, cfg)
+        self.layer = layer
+        if 1 <= layer <= cfg.n_deepstack:
+            self.hook_deepstack = HookPoint()
         self.hook_resid_pre, self.hook_attn_out, self.hook_resid_mid = HookPoint(), HookPoint(), HookPoint()
         self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
 
@@ -324,6 +417,8 @@ class HookedBlock(nn.Module):
         device = device_of(self.attn.q_proj)
         at.to(device)
         x = x.to(device)
+        if 1 <= self.layer <= len(at.additions):
+            x = x + self.hook_deepstack(at.additions[self.layer - 1].to(x.device, x.dtype))
         # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
         resid_pre = self.hook_resid_pre(x.clone() if edited(self.hook_resid_pre) else x)
         at.drop()
@@ -333,13 +428,18 @@ class HookedBlock(nn.Module):
 
 
 def rotary(
-    positions: Int[Tensor, "axis batch pos"], cfg: DecoderConfig, dtype: torch.dtype
+    positions: Real[Tensor, "axis batch pos"], cfg: DecoderConfig, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "batch pos 1 d_head"], Float[Tensor, "batch pos 1 d_head"]]:
     """Cosines and sines of the rotary angles, each frequency following the axis its section says."""
     exponents = torch.arange(0, cfg.d_head, 2, device=positions.device, dtype=torch.float32) / cfg.d_head
     angles = positions[..., None].float() * (1.0 / cfg.rotary_base**exponents)
     if cfg.mrope_section is None:
         by_axis = angles[0]
+    elif cfg.mrope_interleaved:
+        by_axis = angles[0].clone()
+        for axis in range(1, len(positions)):
+            turns = slice(axis, 3 * cfg.mrope_section[axis], 3)
+            by_axis[..., turns] = angles[axis][..., turns]
     else:
         sections = angles.split(list(cfg.mrope_section), dim=-1)
         by_axis = torch.cat([section[i % len(positions)] for i, section in enumerate(sections)], dim=-1)

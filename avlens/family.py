@@ -25,6 +25,7 @@ Part = Clip | UInt8[Tensor, "3 height width"] | str
 """A piece of an interleaved prompt: a clip, an image, or text."""
 
 Order = Literal["media_first", "question_first"]
+Positions = Literal["released", "trained"]
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,20 @@ class PromptOptions:
         options: Answer options of a multiple-choice question, listed below it with letters.
         system: The system message; None for the template's own.
         answer_prefix: The beginning of the answer, which generation continues.
-        nominal_fps: The frame rate that position ids assume.
+        nominal_fps: The frame rate that position ids assume; None for the family's.
         min_pixels: Lower bound of a frame's area; None for the family's.
         max_pixels: Upper bound of a frame's area; None for the family's.
+        positions: Which position ids: those of the released inference code, or those of training where they differ.
     """
 
     order: Order = "media_first"
     options: tuple[str, ...] = ()
     system: str | None = None
     answer_prefix: str = ""
-    nominal_fps: float = 2.0
+    nominal_fps: float | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    positions: Positions = "released"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,9 @@ class Family(ABC):
         name: What the family is called in avlens.
         title: What its models are called.
         tested: What its tests compare it with.
+        schemes: Which position ids it can write.
+        has_stock: Whether there is a model of transformers to compare with.
+        sampling: How the released scripts choose frames, as options of `Clip.from_file`.
         cfg: The decoder's shape.
         tokenizer: The checkpoint's tokenizer.
     """
@@ -87,6 +93,9 @@ class Family(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     tested: ClassVar[str]
+    schemes: ClassVar[tuple[Positions, ...]] = ("released",)
+    has_stock: ClassVar[bool] = True
+    sampling: Mapping[str, Any] = {"fps": 2.0}
     cfg: DecoderConfig
     tokenizer: Any
 
@@ -119,8 +128,8 @@ class Family(ABC):
         """Bare token ids [batch, pos] as prompts."""
 
     @abstractmethod
-    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "media_pos d_model"]:
-        """The embeddings of one sound, video or image."""
+    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
+        """The embeddings of one sound, video or image; further levels are added to the stream before later blocks."""
 
     @abstractmethod
     def save(self, folder: Path, stock: Stock) -> None:

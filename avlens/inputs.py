@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Int, Real
 from torch import Tensor
 
 from avlens.errors import BatchError
@@ -55,7 +55,7 @@ class Prompt:
         ids: Token ids; -1 where a position has none.
         tokens: What each position is.
         media: What its encoders read.
-        positions: Position ids, one row per rotary axis.
+        positions: Position ids, one row per rotary axis; some families count in fractions.
         next_position: Position id of the first generated token.
         record: What made it: question, order, clips' hashes, options.
     """
@@ -63,8 +63,8 @@ class Prompt:
     ids: Int[Tensor, " pos"]
     tokens: TokenMap
     media: tuple[Media, ...]
-    positions: Int[Tensor, "axis pos"]
-    next_position: int
+    positions: Real[Tensor, "axis pos"]
+    next_position: float
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -133,12 +133,12 @@ class AVInputs:
         return torch.stack([F.pad(torch.ones_like(p.ids), (pad, 0)) for p, pad in self._padded()])
 
     @property
-    def positions(self) -> Int[Tensor, "axis batch pos"]:
+    def positions(self) -> Real[Tensor, "axis batch pos"]:
         """Position ids; 1 at padding."""
         return torch.stack([F.pad(p.positions, (pad, 0), value=1) for p, pad in self._padded()], dim=1)
 
     @property
-    def next_positions(self) -> Int[Tensor, " batch"]:
+    def next_positions(self) -> Real[Tensor, " batch"]:
         """Position id of each row's first generated token."""
         return torch.tensor([prompt.next_position for prompt in self.prompts])
 

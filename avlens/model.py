@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 
 from avlens import names
@@ -39,7 +39,7 @@ from avlens.decoder import (
 from avlens.encoders.hooked import HookedEncoder
 from avlens.errors import BatchError, DecodingError, HookError, LayerError, PositionError, PromptError
 from avlens.families import FAMILIES
-from avlens.family import Family, Order, Part, PromptOptions, Stock
+from avlens.family import Family, Order, Part, Positions, PromptOptions, Stock
 from avlens.generation import Generation, Loop, all_hooks, generation_config, refuse_recording_beams
 from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, watched
 from avlens.inputs import AVInputs, Media
@@ -178,9 +178,10 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         options: Sequence[str] = (),
         system: str | None = None,
         answer_prefix: str = "",
-        nominal_fps: float = 2.0,
+        nominal_fps: float | None = None,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        positions: Positions = "released",
     ) -> AVInputs:
         """One prompt: a clip, an image or text, or a list of them in order, and a question.
 
@@ -191,9 +192,12 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             options: Answer options, listed below the question as `A. ...`, `B. ...`.
             system: The system message; by default the chat template's own.
             answer_prefix: The beginning of the answer.
-            nominal_fps: The frame rate that position ids assume (the official scripts' 2.0); pass `clip.fps` for true ones.
+            nominal_fps: The frame rate that position ids assume, by default that of the official scripts (2.0 for
+                Qwen2.5-Omni); pass `clip.fps` for true ones.
             min_pixels: Lower bound of a frame's area; by default the checkpoint's.
             max_pixels: Upper bound of a frame's area; by default the checkpoint's.
+            positions: Position ids as the released inference code makes them, or as the model was `trained`, where a
+                family knows both.
 
         Raises:
             PromptError: If the prompt cannot be prepared.
@@ -203,7 +207,13 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             _check_part(part)
         if order not in ("media_first", "question_first"):
             raise PromptError(f"order is {order!r}. Pass 'media_first' or 'question_first'.")
-        chosen = PromptOptions(order, tuple(options), system, answer_prefix, nominal_fps, min_pixels, max_pixels)
+        if positions not in self.family.schemes:
+            raise PromptError(
+                f"{self.family.title} has no position ids {positions!r}. It has {', '.join(self.family.schemes)}."
+            )
+        chosen = PromptOptions(
+            order, tuple(options), system, answer_prefix, nominal_fps, min_pixels, max_pixels, positions
+        )
         inputs = self.family.prepare(parts, question, chosen)
         record = {"question": question, **asdict(chosen), "content": [_recorded(part) for part in parts]}
         return replace(inputs, prompts=(replace(inputs.prompt, record=record),))
@@ -284,8 +294,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             index = torch.arange(inputs.shape[1])
             run = Run(inputs.padding, inputs.layouts, index, index)
             with running(self._watched(), run):
-                embeds = self._merge(inputs, run, grad=grad)
-                at = self._pass(run, inputs.positions, None, attn or self.attn)
+                embeds, additions = self._merge(inputs, run, grad=grad)
+                at = self._pass(run, inputs.positions, None, attn or self.attn, additions)
                 return self._decode(embeds, at, logits_at)
 
     def run_with_hooks(
@@ -418,14 +428,15 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         index = torch.arange(past.seen, past.seen + n)
         run = Run(inputs.padding, inputs.layouts, index, index, again=again)
         with running(self._watched(), run):
+            additions: tuple[Tensor, ...] = ()
             if step is None:
-                embeds, positions = self._merge(inputs, run, grad=False), inputs.positions
+                (embeds, additions), positions = self._merge(inputs, run, grad=False), inputs.positions
             else:
                 embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
                 ahead = inputs.next_positions[:, None] + (index - length)
                 positions = ahead.expand(inputs.positions.shape[0], -1, -1)
             past.seen += n
-            return self._decode(embeds, self._pass(run, positions, past, self.attn), None, last=True)
+            return self._decode(embeds, self._pass(run, positions, past, self.attn, additions), None, last=True)
 
     def forget_encodings(self) -> None:
         """Let go of the encoder outputs that were kept, as after an edit of an encoder's weights."""
@@ -492,17 +503,17 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             )
         return self.family.text_inputs(inputs)
 
-    def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> Float[Tensor, "batch pos d_model"]:
-        """What enters block 0: token embeddings, with encoder outputs in the places of the media."""
+    def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What enters block 0: token embeddings, with encoder outputs in the places of the media; and what is added later."""
         embeds = self.hook_token_embed(self.embed(inputs.ids.clamp(min=0).to(self.device)))
         rows, columns, values = [], [], []
         for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
             for media in prompt.media:
                 run.media_row = row
                 encoded = self._encode(media, grad=grad)
-                if len(encoded) != len(media.positions):
+                if encoded.shape[1] != len(media.positions):
                     raise PromptError(
-                        f"the {media.modality.name.lower()} encoder made {len(encoded)} embeddings for "
+                        f"the {media.modality.name.lower()} encoder made {encoded.shape[1]} embeddings for "
                         f"{len(media.positions)} places in the prompt. A hook on an encoder must keep its length."
                     )
                 rows.append(torch.full_like(media.positions, row))
@@ -511,20 +522,21 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         run.media_row = None
         if values:
             places = torch.cat(rows).to(embeds.device), torch.cat(columns).to(embeds.device)
-            embeds = embeds.index_put(places, torch.cat(values))
+            embeds = embeds.index_put(places, torch.cat([levels[0] for levels in values]))
         if grad and not embeds.requires_grad:
             embeds = embeds.detach().requires_grad_()
         merged: Tensor = self.hook_embed(embeds)
-        return merged
+        return merged, _additions(embeds, rows, columns, values)
 
-    def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "media_pos d_model"]:
+    def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "level media_pos d_model"]:
         """An encoder's output, from the store unless someone looks inside or wants gradients."""
         point: HookPoint = getattr(self, f"hook_{media.modality.name.lower()}_embed")
         encoders = {name: getattr(self, name) for name in self.stock.encoders}
         inside = grad or watched(point) or any(encoder.watched for encoder in encoders.values())
         if inside:
-            out: Tensor = point(self.family.encode(encoders, media)[None])[0]
-            return out
+            levels = self.family.encode(encoders, media)
+            entering: Tensor = point(levels[:1])
+            return entering if len(levels) == 1 else torch.cat([entering, levels[1:]])
         if media.key in self._encoded:
             self._encoded.move_to_end(media.key)
             return self._encoded[media.key]
@@ -534,12 +546,17 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         return encoded
 
     def _pass(
-        self, run: Run, positions: Int[Tensor, "axis batch pos"], past: KeyValues | None, mode: AttentionMode
+        self,
+        run: Run,
+        positions: Real[Tensor, "axis batch pos"],
+        past: KeyValues | None,
+        mode: AttentionMode,
+        additions: tuple[Tensor, ...] = (),
     ) -> Pass:
         if mode not in ("auto", "eager", "sdpa"):
             raise HookError(f"attn is {mode!r}. Pass 'auto', 'eager' or 'sdpa'.")
         cos, sin = rotary(positions.to(self.device), self._cfg, self.dtype)
-        return Pass(run, cos, sin, past, mode)
+        return Pass(run, cos, sin, past, mode, additions)
 
     def _decode(self, x: Tensor, at: Pass, logits_at: TokenSet | None, *, last: bool = False) -> Tensor:
         for block in self.blocks:
@@ -566,6 +583,20 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 "them. Pass them to generate as fwd_hooks, after model.reset_hooks()."
             )
         return decoding.start(self, inputs)
+
+
+def _additions(
+    embeds: Float[Tensor, "batch pos d_model"], rows: list[Tensor], columns: list[Tensor], values: list[Tensor]
+) -> tuple[Float[Tensor, "batch pos d_model"], ...]:
+    """What each further level of the encoders adds to the stream, 0 where it adds nothing."""
+    additions = []
+    for level in range(1, max((len(levels) for levels in values), default=0)):
+        added = torch.zeros_like(embeds)
+        for row, column, levels in zip(rows, columns, values, strict=True):
+            if level < len(levels):
+                added = added.index_put((row.to(embeds.device), column.to(embeds.device)), levels[level])
+        additions.append(added)
+    return tuple(additions)
 
 
 def _rows_at(x: Float[Tensor, "batch pos d_model"], run: Run, tokens: TokenSet) -> Float[Tensor, "batch asked d_model"]:

@@ -17,8 +17,16 @@ activations have its name in front (`"audio.resid_post"`).
     blocks.{i}.attn.hook_attn_scores, hook_pattern      batch head query_pos key_pos    before, after the softmax
     blocks.{i}.attn.hook_result             batch pos head d_model
     blocks.{i}.mlp.hook_pre, hook_pre_linear, hook_post batch pos d_mlp     gate, up, act(gate) * up
+  where a family has them:
+    blocks.{i}.hook_deepstack               batch pos d_model         what an encoder adds to the stream before this block
+    blocks.{i}.attn.q_norm.hook_scale, hook_normalized, k_norm        as ln1's, per head: batch pos head d_head
+    blocks.{i}.mlp.hook_router_logits, hook_expert_weights            batch pos expert      before, after the softmax
+    blocks.{i}.mlp.hook_expert_indices      batch pos slot            the chosen experts
+    blocks.{i}.mlp.hook_expert_out          batch pos slot d_model    what each says, before it is weighted
+  encoders:
     vision.blocks.{i}.hook_resid_post       batch patch d_vision      patches in the order of frame, row, column
     audio.blocks.{i}.hook_resid_post        batch mel_pos d_audio
+    qformer.blocks.{i}.hook_resid_post      batch media_pos d_qformer   where a Q-Former makes the audio tokens
 """
 
 import difflib
@@ -36,13 +44,15 @@ NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 HookName = str | Callable[[str], bool]
 """Where a hook goes: a full name, or a predicate on full names."""
 
-LARGE = ("attn_scores", "pattern", "result")
-"""Activations of size head x pos x pos or head x pos x d_model, kept only when they are named."""
+LARGE = ("attn_scores", "pattern", "result", "expert_out")
+"""Activations of size head x pos x pos, head x pos x d_model or slot x pos x d_model, kept only when they are named."""
 
 _PARTS = {
     "attn": ("q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"),
-    "mlp": ("pre", "pre_linear", "post"),
-    "": ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"),
+    "mlp": ("pre", "pre_linear", "post", "router_logits", "expert_weights", "expert_indices", "expert_out"),
+    "": ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "deepstack"),
+    "attn.q_norm": ("q_norm.scale", "q_norm.normalized"),
+    "attn.k_norm": ("k_norm.scale", "k_norm.normalized"),
     "ln1": ("ln1.scale", "ln1.normalized"),
     "ln2": ("ln2.scale", "ln2.normalized"),
 }

@@ -111,6 +111,11 @@ class TokenMap:
         columns = {name: getattr(self, name)[index] for name in _COLUMNS}
         return replace(self, strings=self.strings[index], **columns)
 
+    def take(self, order: Int[Tensor, " taken"]) -> "TokenMap":
+        """The positions of `order`, in its order, as a map of its own."""
+        columns = {name: getattr(self, name)[order] for name in _COLUMNS}
+        return replace(self, strings=tuple(self.strings[i] for i in order.tolist()), **columns)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -54,10 +54,14 @@ class HookedEncoder(nn.Module):
             if not watched(point):
                 return None
             inside = output[0] if isinstance(output, tuple) else output
-            if self.order is None:
-                edited = point(inside[None])[0]
-            else:
-                edited = point(inside[torch.argsort(self.order)][None])[0][self.order]
+            # A tower that works in chunks or frames holds one batch row for each; a hook sees them in a line.
+            rows = inside.flatten(0, -2)
+            if self.order is not None:
+                rows = rows[torch.argsort(self.order)]
+            edited = point(rows[None])[0]
+            if self.order is not None:
+                edited = edited[self.order]
+            edited = edited.view_as(inside)
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return passed

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
 
 from avlens.errors import PromptError
 
@@ -73,6 +74,20 @@ def fitted_size(height: int, width: int, factor: int, min_pixels: int, max_pixel
         grow = math.sqrt(min_pixels / (height * width))
         fitted = math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
     return fitted
+
+
+def raster_order(grid: Int[Tensor, "3"], merge: int) -> Int[Tensor, " patch"]:
+    """For each patch in the processor's order (merged neighbours together), its index by frame, row and column."""
+    time, rows, cols = grid.tolist()
+    index = torch.arange(time * rows * cols).view(time, rows // merge, merge, cols // merge, merge)
+    return index.permute(0, 1, 3, 2, 4).flatten()
+
+
+def window_order(grid: Int[Tensor, "3"], merge: int, window: int, patch: int) -> Int[Tensor, " patch"]:
+    """The same for a tower that holds patches window by window."""
+    index, _ = get_vision_window_index(grid[None], merge, window, patch)
+    merged_first = (index[:, None] * merge**2 + torch.arange(merge**2)).flatten()
+    return raster_order(grid, merge)[merged_first]
 
 
 def _patchify(frames: Float[Tensor, "frame 3 height width"], rules: PatchRules) -> Patches:

@@ -9,38 +9,39 @@ Source: transformers 5.23, models/qwen2_5_omni: processing (replace_video_with_a
 (get_rope_index, get_audio_features, get_video_features); Xu et al. 2025, arXiv:2503.20215.
 """
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
-    WhisperFeatureExtractor,
 )
-from transformers.utils import logging
-from transformers.vision_utils import get_vision_window_index
 
-from avlens.chat import Medium, assemble, marker, write_chat
+from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
 from avlens.decoder import DecoderConfig
 from avlens.encoders.hooked import HookedEncoder
-from avlens.encoders.mel import log_mel
-from avlens.encoders.patches import Patches, PatchRules, cut_patches
-from avlens.errors import CheckpointError, PromptError
-from avlens.family import GENERIC_SETTINGS, Family, Part, PromptOptions, Stock, any_value, check_settings, one_of
-from avlens.inputs import AVInputs, Media, Prompt
+from avlens.encoders.patches import window_order
+from avlens.errors import PromptError
+from avlens.family import Family, Part, PromptOptions, Stock, any_value, one_of
+from avlens.inputs import AVInputs, Media
+from avlens.loading import load_preprocessor, load_weights, randomise, read_json, tiny_sizes
 from avlens.media import Clip
+from avlens.thinkers import (
+    Reading,
+    check_thinker,
+    save_thinker,
+    thinker_config,
+    thinker_key,
+    thinker_kwargs,
+    thinker_stock,
+    thinker_tokenizer,
+)
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import tiny_tokenizer
 
@@ -67,15 +68,11 @@ class Qwen25Omni(Family):
     ) -> None:
         self.config, self.tokenizer, self.preprocessor, self.settings = config, tokenizer, preprocessor, settings
         self.cfg = _decoder_config(config)
-        self.mel = WhisperFeatureExtractor(**{name: preprocessor[name] for name in _MEL if name in preprocessor})
-        vision = config.vision_config
-        self.rules = PatchRules(
-            patch=vision.patch_size,
-            merge=vision.spatial_merge_size,
-            temporal=vision.temporal_patch_size,
-            mean=tuple(preprocessor.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-            std=tuple(preprocessor.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-        )
+        self.reading = Reading.of(
+            config, tokenizer, preprocessor, settings, mean=(0.48145466, 0.4578275, 0.40821073),
+            std=(0.26862954, 0.26130258, 0.27577711), video_pixels=VIDEO_PIXELS, image_pixels=IMAGE_PIXELS, nominal_fps=2.0,
+        )  # fmt: skip
+        self.rules, self.mel = self.reading.rules, self.reading.mel
 
     # Loading and saving.
 
@@ -87,42 +84,24 @@ class Qwen25Omni(Family):
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
         """Refuse a config with a setting that nobody handled."""
-        whole = config.get("model_type") == "qwen2_5_omni"
-        outer = {"thinker_config", "talker_config", "token2wav_config", "enable_audio_output", "enable_talker"}
-        if whole:
-            check_settings(
-                config, rules={"tie_word_embeddings": any_value}, where="", ignore=ignore,
-                harmless=GENERIC_SETTINGS | outer | {"hidden_size", "num_attention_heads"},
-            )  # fmt: skip
-        thinker, where = (config.get("thinker_config", {}), "thinker_config.") if whole else (config, "")
-        check_settings(thinker, rules=_THINKER, harmless=GENERIC_SETTINGS, where=where[:-1], ignore=ignore)
-        for section, rules in (("text_config", _TEXT), ("audio_config", _AUDIO), ("vision_config", _VISION)):
-            check_settings(
-                thinker.get(section) or {}, rules=rules, harmless=GENERIC_SETTINGS, where=where + section, ignore=ignore
-            )
+        sections = {"text_config": _TEXT, "audio_config": _AUDIO, "vision_config": _VISION}
+        check_thinker(config, outer=_OUTER, rules=_THINKER, sections=sections, ignore=ignore)
 
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["Qwen25Omni", Stock]:
         """Load the thinker from a folder in any of the three key layouts (hub, in-memory, written from scratch)."""
-        written = _read_json(folder / "config.json")
-        # The thinker's part alone: transformers' class for the whole would build a talker's settings too.
-        config = Qwen2_5OmniThinkerConfig.from_dict(written.get("thinker_config", written))
-        config.dtype = config.dtype or written.get("dtype", written.get("torch_dtype"))
-        with _quiet(folder):
-            model, info = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
-                folder,
-                config=config,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **load_options,
-            )
-        _require_all_weights(folder, model, info)
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = _chat_template(folder)
-        return cls(model.config, tokenizer, _preprocessor(folder), _read_json(folder / "avlens.json")), _stock(model)
+        config = thinker_config(Qwen2_5OmniThinkerConfig, read_json(folder / "config.json"))
+        model = load_weights(
+            Qwen2_5OmniThinkerForConditionalGeneration,
+            folder,
+            config,
+            embed="model.language_model.embed_tokens.weight",
+            dropped=r"^(talker|token2wav)\.",
+            spare=frozenset({"model.audio_tower.audio_bos_eos_token.weight"}),
+            **load_options,
+        )
+        tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
+        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
 
     @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Qwen25Omni", Stock]:
@@ -132,157 +111,78 @@ class Qwen25Omni(Family):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
-            _randomise(model)
+            randomise(model)
         model.generation_config = GenerationConfig(
             eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
             pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
         )
-        return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), _stock(model)
+        return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), thinker_stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the thinker as the released checkpoints lay it out: keys under `thinker.`, one config.json."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {_released(name): weight.contiguous() for name, weight in stock.whole.state_dict().items()}
-        if state["thinker.lm_head.weight"].data_ptr() == state["thinker.model.embed_tokens.weight"].data_ptr():
-            del state["thinker.lm_head.weight"]
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        thinker = self.config.to_dict() | {"tie_word_embeddings": "thinker.lm_head.weight" not in state}
-        config = {
-            "architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni", "enable_audio_output": False,
-            "thinker_config": thinker, "torch_dtype": str(stock.head.weight.dtype).removeprefix("torch."),
-        }  # fmt: skip
-        _write_json(folder / "config.json", config)
-        _write_json(folder / "preprocessor_config.json", dict(self.preprocessor))
-        if self.settings:
-            _write_json(folder / "avlens.json", dict(self.settings))
-        stock.whole.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        state = {thinker_key(name): weight for name, weight in stock.whole.state_dict().items()}
+        whole = {"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni"}
+        save_thinker(folder, stock, self.reading, whole, state)
 
     # Prompts.
 
     def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
         """One prompt, as the official processor writes it."""
-        options = replace(options, nominal_fps=float(self.settings.get("nominal_fps", options.nominal_fps)))
         chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(_media_of(parts))]
-        holes = {self.config.audio_token_id, self.config.video_token_id, self.config.image_token_id}
+        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
+        holes = {self.reading.token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
         prompt = assemble(self.tokenizer, chat, media, holes)
         return AVInputs((prompt,), self.stock_kwargs)
 
     def text_inputs(self, ids: Tensor) -> AVInputs:
         """Bare token ids as prompts of text."""
-        rows = []
-        for row in ids.cpu().long():
-            strings = self.tokenizer.convert_ids_to_tokens(row.tolist())
-            tokens = TokenMap.of(row, strings, Modality.TEXT, Segment.QUESTION)
-            positions = torch.arange(len(row)).expand(3, -1)
-            rows.append(Prompt(row, tokens, (), positions, len(row)))
-        return AVInputs(tuple(rows), self.stock_kwargs)
+        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
 
     def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
         """Keyword arguments for Qwen2_5OmniThinkerForConditionalGeneration."""
-        media = [medium for prompt in inputs.prompts for medium in prompt.media]
-        kwargs: dict[str, Any] = {"input_ids": inputs.ids, "attention_mask": inputs.attention_mask}
-        for modality, pixels, grid in (
-            (Modality.VIDEO, "pixel_values_videos", "video_grid_thw"),
-            (Modality.IMAGE, "pixel_values", "image_grid_thw"),
-        ):
-            if seen := [medium.tensors for medium in media if medium.modality == modality]:
-                kwargs[pixels] = torch.cat([tensors["pixels"] for tensors in seen])
-                kwargs[grid] = torch.stack([tensors["grid"] for tensors in seen])
-        if heard := [medium.tensors["mel"] for medium in media if medium.modality == Modality.AUDIO]:
-            longest = max(mel.shape[1] for mel in heard)
-            kwargs["input_features"] = torch.stack([F.pad(mel, (0, longest - mel.shape[1])) for mel in heard])
-            kwargs["feature_attention_mask"] = torch.stack(
-                [(torch.arange(longest) < mel.shape[1]).long() for mel in heard]
-            )
-        if "video_grid_thw" in kwargs:
-            videos = [medium for medium in media if medium.modality == Modality.VIDEO]
-            kwargs["video_second_per_grid"] = torch.tensor([float(v.tensors["seconds_per_grid"]) for v in videos])
-            kwargs["use_audio_in_video"] = _all_alike([bool(v.tensors["with_audio"]) for v in videos])
-        return kwargs
+        return thinker_kwargs(inputs)
 
-    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "media_pos d_model"]:
+    def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image."""
         if media.modality == Modality.AUDIO:
             audio, mel = encoders["audio"].tower, media.tensors["mel"]
             weight = audio.conv1.weight
             mel = mel.to(weight.device, weight.dtype)
             heard: Tensor = audio(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device)).last_hidden_state
-            return heard
+            return heard[None]
         vision, weight = encoders["vision"], encoders["vision"].tower.patch_embed.proj.weight
         grid = media.tensors["grid"][None].to(weight.device)
         vision.order = self._window_order(media.tensors["grid"]) if vision.watched else None
         seen: Tensor = vision.tower(
             media.tensors["pixels"].to(weight.device, weight.dtype), grid_thw=grid
         ).pooler_output
-        return seen
+        return seen[None]
 
     def _window_order(self, grid: Int[Tensor, "3"]) -> Int[Tensor, " patch"]:
         """The natural index of each patch in the order of windows in which the tower holds them."""
         vision = self.config.vision_config
-        index, _ = get_vision_window_index(grid[None], vision.spatial_merge_size, vision.window_size, vision.patch_size)
-        unit = vision.spatial_merge_size**2
-        merged_first = (index[:, None] * unit + torch.arange(unit)).flatten()
-        return _raster(grid, vision.spatial_merge_size)[merged_first]
+        return window_order(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
 
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
         if not isinstance(part, Clip):
-            return self._image(part, options, clip)
+            return self.reading.image(part, options, clip)
         sound = self._sound(part, clip) if part.waveform is not None else None
         if part.frames is None:
             assert sound is not None
             return sound
-        sight = self._sight(part, options, clip, with_audio=sound is not None)
+        sight = self.reading.sight(part, options, clip, with_audio=sound is not None)
+        # The stock model counts in whole steps.
+        positions = sight.positions.long()
+        sight = replace(sight, positions=positions, advance=int(positions.max()) + 1)
         return sight if sound is None else self._interleave(sight, sound)
 
-    def _image(self, image: Any, options: PromptOptions, clip: int) -> Medium:
-        size = self.preprocessor.get("size") or {}
-        low = self.preprocessor.get("min_pixels") or size.get("shortest_edge") or IMAGE_PIXELS[0]
-        high = self.preprocessor.get("max_pixels") or size.get("longest_edge") or IMAGE_PIXELS[1]
-        patches = cut_patches(image[None], self.rules, options.min_pixels or low, options.max_pixels or high)
-        tokens = self._grid_tokens(patches, Modality.IMAGE, clip)
-        positions = torch.stack([torch.zeros(len(tokens), dtype=torch.long), tokens.row, tokens.col])
-        tensors = {"pixels": patches.pixels, "grid": torch.tensor(patches.grid)}
-        return Medium(tokens, positions, [(Modality.IMAGE, tensors)], int(positions.max()) + 1)
-
-    def _sight(self, clip: Clip, options: PromptOptions, index: int, *, with_audio: bool) -> Medium:
-        assert clip.frames is not None and clip.frame_seconds is not None
-        low, high = self.settings.get("video_pixels", VIDEO_PIXELS)
-        patches = cut_patches(clip.frames, self.rules, options.min_pixels or low, options.max_pixels or high)
-        per_grid, rate = self.rules.temporal / options.nominal_fps, self.config.position_id_per_seconds
-        tokens = self._grid_tokens(patches, Modality.VIDEO, index)
-        edges = _grid_edges(clip, self.rules.temporal, patches.grid[0])
-        tokens = replace(
-            tokens,
-            start=edges[tokens.frame], end=edges[tokens.frame + 1],
-            nominal_start=tokens.frame * per_grid, nominal_end=(tokens.frame + 1) * per_grid,
-        )  # fmt: skip
-        # In single precision, as the stock model computes them.
-        seconds = torch.tensor(per_grid, dtype=torch.float32)
-        time = (torch.arange(patches.grid[0]) * seconds * rate).long()[tokens.frame]
-        tensors = {
-            "pixels": patches.pixels, "grid": torch.tensor(patches.grid), "seconds_per_grid": torch.tensor(per_grid),
-            "with_audio": torch.tensor(with_audio),
-        }  # fmt: skip
-        positions = torch.stack([time, tokens.row, tokens.col])
-        return Medium(tokens, positions, [(Modality.VIDEO, tensors)], int(positions.max()) + 1)
-
     def _sound(self, clip: Clip, index: int) -> Medium:
-        clip = clip.resampled(self.mel.sampling_rate)
-        assert clip.waveform is not None
-        longest = self.preprocessor.get("chunk_length", 30)
-        if len(clip.waveform) > longest * self.mel.sampling_rate:
-            raise PromptError(
-                f"the sound of clip {index} lasts {len(clip.waveform) / self.mel.sampling_rate:.1f} s, but the model reads "
-                f"at most {longest} s. Cut it first: clip.cut(0, {longest})."
-            )
-        mel = log_mel(clip.waveform, self.mel)
+        mel = self.reading.heard(clip, index)
         count = ((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1
         if count < 1:
             raise PromptError(
-                f"the sound of clip {index} has {len(clip.waveform)} samples, too few for one token. Pass a longer one."
+                f"the sound of clip {index} has {_samples(clip)} samples, too few for one token. Pass a longer one."
             )
         seconds = 4 * self.mel.hop_length / self.mel.sampling_rate
         frame = torch.arange(count)
@@ -292,7 +192,10 @@ class Qwen25Omni(Family):
             for name in ("start", "end")
         }
         times = {name: time.double() for name, time in times.items()}
-        tokens = self._media_tokens(Modality.AUDIO, count, clip=torch.full((count,), index), audio_frame=frame, **times)
+        ids, strings = torch.full((count,), self.reading.token(Modality.AUDIO)), ["<|AUDIO|>"] * count
+        tokens = TokenMap.of(
+            ids, strings, Modality.AUDIO, Segment.MEDIA, clip=torch.full((count,), index), audio_frame=frame, **times
+        )
         return Medium(tokens, frame.expand(3, -1), [(Modality.AUDIO, {"mel": mel})], count)
 
     def _interleave(self, sight: Medium, sound: Medium) -> Medium:
@@ -318,20 +221,9 @@ class Qwen25Omni(Family):
     def _marker(self, string: str) -> TokenMap:
         return marker(self.tokenizer, string)
 
-    def _grid_tokens(self, patches: Patches, modality: Modality, clip: int) -> TokenMap:
-        time, rows, cols = patches.grid[0], patches.grid[1] // self.rules.merge, patches.grid[2] // self.rules.merge
-        index = torch.cartesian_prod(torch.arange(time), torch.arange(rows), torch.arange(cols)).view(-1, 3)
-        columns = {"frame": index[:, 0], "row": index[:, 1], "col": index[:, 2]}
-        return self._media_tokens(modality, len(index), clip=torch.full((len(index),), clip), **columns)
 
-    def _media_tokens(self, modality: Modality, count: int, **columns: Tensor) -> TokenMap:
-        token = {
-            "AUDIO": self.config.audio_token_id,
-            "VIDEO": self.config.video_token_id,
-            "IMAGE": self.config.image_token_id,
-        }[modality.name]
-        string = f"<|{modality.name}|>"
-        return TokenMap.of(torch.full((count,), token), [string] * count, modality, Segment.MEDIA, **columns)
+def _samples(clip: Clip) -> int:
+    return 0 if clip.waveform is None else len(clip.waveform)
 
 
 def _chunks(times: Any, per_chunk: float) -> list[slice]:
@@ -353,38 +245,12 @@ def _turns(video: list[slice], audio: list[slice]) -> list[tuple[bool, slice]]:
     return turns
 
 
-def _grid_edges(clip: Clip, temporal: int, n_grids: int) -> Float[Tensor, " edge"]:
-    """True seconds at which each group of `temporal` frames begins, and the last one ends."""
-    assert clip.frame_seconds is not None and clip.fps is not None
-    starts = clip.frame_seconds.double()[::temporal][:n_grids]
-    end = len(clip.frame_seconds) / clip.fps
-    end = end if end > float(clip.frame_seconds[-1]) else float(clip.frame_seconds[-1]) + 1 / clip.fps
-    return torch.cat([starts, torch.tensor([end], dtype=torch.float64)])
-
-
-def _raster(grid: Int[Tensor, "3"], merge: int) -> Int[Tensor, " patch"]:
-    """For each patch in the processor's order (merged neighbours together), its index by frame, row and column."""
-    time, rows, cols = grid.tolist()
-    index = torch.arange(time * rows * cols).view(time, rows // merge, merge, cols // merge, merge)
-    return index.permute(0, 1, 3, 2, 4).flatten()
-
-
-def _media_of(parts: Sequence[Part]) -> list[Any]:
-    return [part for part in parts if not isinstance(part, str)]
-
-
-def _all_alike(flags: list[bool]) -> bool:
-    if len(set(flags)) > 1:
-        raise PromptError(
-            "the stock model takes videos either all with sound or all without, but these prompts mix them. "
-            "Compare with it on prompts of one kind."
-        )
-    return flags[0]
-
-
 # Checkpoints.
 
-_MEL = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
+_OUTER = frozenset(
+    ["thinker_config", "talker_config", "token2wav_config", "enable_audio_output", "enable_talker", "hidden_size",
+     "num_attention_heads"]
+)  # fmt: skip
 
 _THINKER = {
     "text_config": any_value, "audio_config": any_value, "vision_config": any_value, "audio_token_index": any_value,
@@ -474,83 +340,6 @@ def _decoder_config(config: Qwen2_5OmniThinkerConfig) -> DecoderConfig:
     )  # fmt: skip
 
 
-def _stock(model: Any) -> Stock:
-    decoder = model.model.language_model
-    vision, audio = model.model.visual, model.model.audio_tower
-    return Stock(
-        embed=decoder.embed_tokens,
-        layers=list(decoder.layers),
-        norm=decoder.norm,
-        head=model.lm_head,
-        encoders={"vision": vision, "audio": audio},
-        encoder_blocks={"vision": list(vision.blocks), "audio": list(audio.layers)},
-        whole=model,
-    )
-
-
-@contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    """No progress bar for a checkpoint that loads in a moment."""
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 2**28
-    if not small or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-
-
-def _require_all_weights(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
-    """Tie the unembedding where the checkpoint has none; refuse any other gap."""
-    missing = set(info["missing_keys"])
-    if "lm_head.weight" in missing:
-        model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        model.config.tie_word_embeddings = True
-    missing -= {"lm_head.weight", "model.audio_tower.audio_bos_eos_token.weight"}
-    unknown = {key for key in info["unexpected_keys"] if not key.startswith(("talker.", "token2wav."))}
-    if missing or unknown or info["mismatched_keys"]:
-        raise CheckpointError(
-            f"the weights in {folder} do not fit its config: {len(missing)} missing {sorted(missing)[:3]}, {len(unknown)} "
-            f"unknown {sorted(unknown)[:3]}, {len(info['mismatched_keys'])} of another shape. Download it again."
-        )
-
-
-def _released(name: str) -> str:
-    """A key of the model in memory as the released checkpoints name it."""
-    return "thinker." + re.sub(
-        r"^model\.(language_model\.|(?=visual|audio_tower))", lambda m: "model." if m[1] else "", name
-    )
-
-
-def _chat_template(folder: Path) -> str:
-    """The chat template of a folder whose tokenizer has none."""
-    if (jinja := folder / "chat_template.jinja").exists():
-        return jinja.read_text(encoding="utf-8")
-    template = _read_json(folder / "chat_template.json").get("chat_template")
-    if template is None:
-        raise CheckpointError(
-            f"{folder} has no chat template. Put chat_template.jinja or chat_template.json beside config.json."
-        )
-    return str(template)
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """How sound and images are read: one file in released checkpoints, two sections of another in recent ones."""
-    sections = _read_json(folder / "processor_config.json")
-    recent = sections.get("image_processor", {}) | sections.get("feature_extractor", {})
-    return _read_json(folder / "preprocessor_config.json") or recent
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
 # Small models.
 
 _TINY_PREPROCESSOR = {
@@ -572,9 +361,7 @@ _TINY_SIZES = {
 
 
 def _tiny_config(tokenizer: Any, sizes: Mapping[str, Any]) -> Qwen2_5OmniThinkerConfig:
-    if unknown := set(sizes) - set(_TINY_SIZES):
-        raise CheckpointError(f"{sorted(unknown)[0]!r} is no size of a tiny model. Sizes are {', '.join(_TINY_SIZES)}.")
-    size = dict(_TINY_SIZES) | dict(sizes)
+    size = tiny_sizes(_TINY_SIZES, sizes)
     head = size["d_head"] or size["d_model"] // size["n_heads"]
     share = head // 2 * 3 // 8
     section = list(size["mrope_section"] or (head // 2 - 2 * share, share, share))
@@ -601,15 +388,3 @@ def _tiny_config(tokenizer: Any, sizes: Mapping[str, Any]) -> Qwen2_5OmniThinker
         vision_start_token_id=token("<|vision_bos|>"), vision_end_token_id=token("<|vision_eos|>"),
         user_token_id=token("user"), tie_word_embeddings=size["tie_word_embeddings"],
     )  # fmt: skip
-
-
-def _randomise(model: nn.Module) -> None:
-    """Weights of a size at which every part matters; biases and norms away from 0 and 1, so that errors show."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1:
-                weight.normal_(0, 0.8 / weight[0].numel() ** 0.5)
-            elif "bias" in name:
-                weight.normal_(0, 0.2)
-            else:
-                weight.normal_(1, 0.1)

@@ -1,8 +1,9 @@
-"""A small byte-level tokenizer with Qwen2.5-Omni's special tokens and chat template, made in a moment.
+"""A small byte-level tokenizer with the special tokens and chat template of a family, made in a moment.
 
 It can write any text: what its few words do not cover is spelt in bytes.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SPECIALS = (
@@ -11,17 +12,27 @@ SPECIALS = (
 )  # fmt: skip
 """In the order of the released vocabulary."""
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_bos|><|IMAGE|><|vision_eos|>"
-    "{% elif part['type'] == 'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>"
-    "{% elif part['type'] == 'video' %}<|vision_bos|><|VIDEO|><|vision_eos|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+def chat_template(image: str, audio: str, video: str) -> str:
+    """A ChatML template that writes the given strings where an image, a sound or a video stands."""
+    return (
+        "{% for message in messages %}"
+        "{% if loop.first and message['role'] != 'system' %}"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+        "<|im_start|>{{ message['role'] }}\n"
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{image}"
+        f"{{% elif part['type'] == 'audio' %}}{audio}"
+        f"{{% elif part['type'] == 'video' %}}{video}"
+        "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+CHAT_TEMPLATE = chat_template(
+    image="<|vision_bos|><|IMAGE|><|vision_eos|>",
+    audio="<|audio_bos|><|AUDIO|><|audio_eos|>",
+    video="<|vision_bos|><|VIDEO|><|vision_eos|>",
 )
 
 _WORDS = """You are a helpful assistant . system user what do you see hear ? how does it move match sound and sight which
@@ -39,8 +50,23 @@ def words() -> list[str]:
     return [f" {word}" for word in dict.fromkeys(_WORDS.split()) if word.isalpha()]
 
 
-def tiny_tokenizer() -> Any:
-    """A transformers tokenizer of about 600 tokens; the same one each time."""
+OMNI_TOKENS = {
+    "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
+    "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
+    "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+}  # fmt: skip
+
+
+def tiny_tokenizer(
+    specials: Sequence[str] = SPECIALS, template: str = CHAT_TEMPLATE, named: Mapping[str, str] = OMNI_TOKENS
+) -> Any:
+    """A transformers tokenizer of about 600 tokens; the same one each time.
+
+    Args:
+        specials: Special tokens, in order.
+        template: The chat template.
+        named: Special tokens that have a name of their own.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,14 +80,10 @@ def tiny_tokenizer() -> Any:
         ]
     )
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(list(SPECIALS))
+    core.add_special_tokens(list(specials))
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        chat_template=CHAT_TEMPLATE, extra_special_tokens={
-            "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
-            "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
-            "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
-        },
+        chat_template=template, extra_special_tokens=dict(named),
     )  # fmt: skip
 
 

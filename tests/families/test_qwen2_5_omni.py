@@ -21,9 +21,10 @@ from avlens import Clip, HookedAVModel
 from avlens.encoders.mel import log_mel
 from avlens.encoders.patches import PatchRules, cut_patches, fitted_size
 from avlens.errors import CheckpointError, PromptError, UnsupportedSettingError
-from avlens.families.qwen2_5_omni import Qwen25Omni, _stock
+from avlens.families.qwen2_5_omni import Qwen25Omni
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
+from avlens.thinkers import thinker_stock
 from avlens.tokens import Modality
 from tests.helpers import assert_equal, prompt_from, prompt_of, recipes
 
@@ -511,7 +512,7 @@ def test_the_released_sizes_fit_the_hooked_decoder_without_memory(size):
     with torch.device("meta"):
         whole = Qwen2_5OmniThinkerForConditionalGeneration(config)
     family = Qwen25Omni(config, MODEL.tokenizer, MODEL.family.preprocessor, {})
-    model = HookedAVModel(family, _stock(whole), name=size)
+    model = HookedAVModel(family, thinker_stock(whole), name=size)
     keys = {id(weight): key for key, weight in whole.state_dict(keep_vars=True).items()}
     assert len(keys) == is_.tensors and {weight.device.type for weight in whole.parameters()} == {"meta"}
     parts = (model.embed, model.unembed, model.ln_final, *model.blocks)

@@ -1,0 +1,142 @@
+"""How do a checkpoint's weights get into transformers' modules: each key once, none left over?
+
+transformers reads them: shards, `device_map`, offload, dtype and quantisation are its own, and no second copy is made.
+What it would only warn about is refused here: a weight that is missing, unknown or of another shape.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
+from avlens.errors import CheckpointError
+
+
+def load_weights(
+    kind: Any,
+    folder: Path,
+    config: Any,
+    *,
+    embed: str,
+    renames: Mapping[str, str] | None = None,
+    dropped: str = r"(?!)",
+    spare: frozenset[str] = frozenset(),
+    **load_options: Any,
+) -> Any:
+    """A model of a transformers class with a folder's weights.
+
+    Args:
+        kind: The class.
+        folder: Where the weights are, as safetensors.
+        config: The class's config.
+        embed: Name of the token embedding's weight, to which the unembedding is tied where the checkpoint has none.
+        renames: Patterns of the checkpoint's keys and what they become in the model.
+        dropped: Pattern of keys that the model has no use for.
+        spare: Weights of the model that the forward pass never uses, so that they may be missing.
+        load_options: Those of transformers' from_pretrained.
+
+    Raises:
+        CheckpointError: If a weight is missing, unknown or of another shape.
+    """
+    with quiet(folder):
+        model, info = kind.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **({"key_mapping": dict(renames)} if renames else {}),
+            **load_options,
+        )
+    missing = set(info["missing_keys"])
+    if "lm_head.weight" in missing:
+        model.lm_head.weight = model.get_parameter(embed)
+        model.config.tie_word_embeddings = True
+    missing -= {"lm_head.weight"} | spare
+    unknown = {key for key in info["unexpected_keys"] if not re.search(dropped, key)}
+    if missing or unknown or info["mismatched_keys"]:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit its config: {len(missing)} missing {sorted(missing)[:3]}, {len(unknown)} "
+            f"unknown {sorted(unknown)[:3]}, {len(info['mismatched_keys'])} of another shape. Download it again."
+        )
+    return model.eval()
+
+
+@contextmanager
+def quiet(folder: Path) -> Iterator[None]:
+    """No progress bar for a checkpoint that loads in a moment, and no report of what is checked here anyway."""
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 2**28
+    if not small or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def load_tokenizer(folder: Path, config: Any) -> Any:
+    """The tokenizer of a folder, with its chat template wherever it lies; without one if it has none."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    if tokenizer.chat_template is None:
+        jinja = folder / "chat_template.jinja"
+        written = jinja.read_text(encoding="utf-8") if jinja.exists() else None
+        tokenizer.chat_template = written or read_json(folder / "chat_template.json").get("chat_template")
+    return tokenizer
+
+
+def load_preprocessor(folder: Path) -> dict[str, Any]:
+    """How sound and images are read: one file in released checkpoints, two sections of another in recent ones."""
+    sections = read_json(folder / "processor_config.json")
+    recent = sections.get("image_processor", {}) | sections.get("feature_extractor", {})
+    return read_json(folder / "preprocessor_config.json") or recent
+
+
+def load_generation_config(folder: Path, tokenizer: Any) -> GenerationConfig:
+    """How a checkpoint wants to be sampled; where it does not say, only where it ends."""
+    if (folder / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(folder)
+    return GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is none."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object to a file, unless it is empty."""
+    if value:
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def tiny_sizes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of a tiny model, with the family's where none is wanted.
+
+    Raises:
+        CheckpointError: If a wanted size is unknown.
+    """
+    if unknown := set(wanted) - set(known):
+        raise CheckpointError(f"{sorted(unknown)[0]!r} is no size of a tiny model. Sizes are {', '.join(known)}.")
+    return dict(known) | dict(wanted)
+
+
+def randomise(model: nn.Module) -> None:
+    """Weights of a size at which every part matters; biases and norms away from 0 and 1, so that errors show."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.8 / weight[0].numel() ** 0.5)
+            elif "bias" in name:
+                weight.normal_(0, 0.2)
+            else:
+                weight.normal_(1, 0.1)
