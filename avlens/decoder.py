@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers.cache_utils import DynamicCache
 
 from avlens import attention
@@ -342,7 +343,7 @@ class HookedExperts(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the chosen experts write into the residual stream."""
-        logits = self.hook_router_logits(torch.nn.functional.linear(x, weight_of(self.gate).to(x.device)))
+        logits = self.hook_router_logits(linear(x, weight_of(self.gate).to(x.device)))
         weights = self.hook_expert_weights(logits.float().softmax(-1))
         assert self.cfg.experts_per_token is not None
         chosen = self.hook_expert_indices(weights.topk(self.cfg.experts_per_token, dim=-1).indices)
@@ -359,11 +360,12 @@ class HookedExperts(nn.Module):
     def _each(self, x: Tensor, chosen: Int[Tensor, "batch pos slot"]) -> Float[Tensor, "batch pos slot d_model"]:
         """What each chosen expert says, by itself."""
         said = x.new_zeros(*chosen.shape, x.shape[-1])
+        into, out = (_at_hand(self.experts, name).to(x.device) for name in ("gate_up_proj", "down_proj"))
         for expert in chosen.unique().tolist():
             where = chosen == expert
             rows = x[:, :, None].expand_as(said)[where]
-            gate, up = torch.nn.functional.linear(rows, self.experts.gate_up_proj[expert]).chunk(2, dim=-1)
-            said[where] = torch.nn.functional.linear(self.experts.act_fn(gate) * up, self.experts.down_proj[expert])
+            gate, up = linear(rows, into[expert]).chunk(2, dim=-1)
+            said[where] = linear(self.experts.act_fn(gate) * up, out[expert])
         return said
 
     @property

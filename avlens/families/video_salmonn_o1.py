@@ -443,7 +443,8 @@ _RULES = {
     "mm_vision_select_feature": one_of("patch"), "mm_newline_position": one_of("grid"), "mm_spatial_pool_stride": any_value,
     "mm_pooling_position": one_of("before", "after"), "mm_spatial_pool_mode": one_of("max"), "mm_hidden_size": any_value,
     "mm_resampler_type": one_of("spatial_pool", None), "mm_use_im_start_end": one_of(False),
-    "modality_max_length": one_of("None", None), "mf_split_init": one_of(False),
+    "modality_max_length": one_of("None", None), "mf_split_init": one_of(False), "use_pos_skipping": one_of(False),
+    "add_faster_video": one_of(False),
 }  # fmt: skip
 
 _HARMLESS = frozenset(
@@ -451,7 +452,7 @@ _HARMLESS = frozenset(
      "image_aspect_ratio", "image_grid_pinpoints", "image_crop_resolution", "image_split_resolution",
      "mm_spatial_pool_out_channels", "mm_use_im_patch_token", "mm_tunable_parts", "mm_projector_lr", "mm_vision_tower_lr",
      "tune_mm_mlp_adapter", "tune_mm_vision_resampler", "unfreeze_mm_vision_tower", "freeze_mm_mlp_adapter",
-     "freeze_mm_vision_resampler", "pos_skipping_range"]
+     "freeze_mm_vision_resampler", "pos_skipping_range", "vision_tower_pretrained", "faster_token_stride", "force_sample"]
 )  # fmt: skip
 """What the sound-and-video path of the released code never reads."""
 

@@ -169,7 +169,10 @@ def test_tokens_come_in_the_order_of_the_official_processor(n_frames, audio_seco
     )  # fmt: skip
     wanted = Qwen3OmniMoeProcessor.replace_video_with_audio_token(
         processor,
-        {"video_grid_thw": torch.tensor([[grid[0], 2 * grid[1], 2 * grid[2]]]).numpy(), "video_second_per_grid": [2 / nominal_fps]},
+        {
+            "video_grid_thw": torch.tensor([[grid[0], 2 * grid[1], 2 * grid[2]]]).numpy(),
+            "video_second_per_grid": [2 / nominal_fps],
+        },
         0, {"num_audio_tokens": [len(tokens.audio)]}, 0, position_id_per_seconds=13.0,
     )  # fmt: skip
     first = int(tokens.media.positions.min()) - 1
@@ -239,7 +242,8 @@ def test_a_saved_model_has_the_released_keys_and_loads_with_equal_logits(tmp_pat
 @pytest.mark.parametrize(
     ("section", "setting", "value"),
     [
-        ("text_config", "decoder_sparse_step", 2), ("text_config", "mlp_only_layers", [1]), ("text_config", "attention_bias", True),
+        ("text_config", "decoder_sparse_step", 2), ("text_config", "mlp_only_layers", [1]),
+        ("text_config", "attention_bias", True),
         ("text_config", "shared_expert_intermediate_size", 64), ("text_config", "use_sliding_window", True),
         ("text_config", "rope_parameters", {"rope_type": "default", "mrope_interleaved": False}),
         ("vision_config", "register_tokens", 4), ("audio_config", "n_future", 3),
