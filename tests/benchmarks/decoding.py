@@ -92,10 +92,9 @@ def main(length: int = 1024, tokens: int = 64, rounds: int = ROUNDS) -> None:
     print("|---|---|---|---|---|")
     for name, seconds in found.items():
         firsts, laters = ([a[i] / b[i] for a, b in zip(seconds, found["vanilla"], strict=True)] for i in (0, 1))
-        print(
-            f"| {name} | {median(r[0] for r in seconds):.2f} | {median(firsts):.2f} | {1000 * median(r[1] for r in seconds):.1f} | "
-            f"{median(laters):.2f} ({min(laters):.2f} to {max(laters):.2f}) |"
-        )
+        first, later = median(r[0] for r in seconds), 1000 * median(r[1] for r in seconds)
+        ratios = f"{median(laters):.2f} ({min(laters):.2f} to {max(laters):.2f})"
+        print(f"| {name} | {first:.2f} | {median(firsts):.2f} | {later:.1f} | {ratios} |")
 
 
 if __name__ == "__main__":
