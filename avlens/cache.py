@@ -82,12 +82,22 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         """What a hook point saw at each call: one tensor per sound or video for encoders, per step in decoding."""
         return self._calls.get(name) or (self[name],)
 
+    def require_batch_axis(self) -> None:
+        """Refuse a cache whose batch axis was dropped, as TransformerLens's `remove_batch_dim` does.
+
+        Raises:
+            BatchError: If it was.
+        """
+        if not self.has_batch_dim:
+            raise BatchError("this cache has lost its batch axis. Run again without remove_batch_dim.")
+
     def row(self, row: int) -> "AVCache":
         """One prompt of a batch, without its padding, in memory of its own.
 
         Raises:
-            BatchError: If there is no such row.
+            BatchError: If there is no such row, or the batch axis was dropped.
         """
+        self.require_batch_axis()
         if not 0 <= row < len(self.token_maps):
             raise BatchError(f"there is no row {row}: this cache holds {len(self.token_maps)} prompts.")
         longest = max(len(tokens) for tokens in self.token_maps)
@@ -102,7 +112,11 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         """Each activation with a position axis, at these positions of the only prompt, in memory of its own.
 
         An encoder's activations, whose positions are not the prompt's, are left out.
+
+        Raises:
+            BatchError: If there are several prompts, or the batch axis was dropped.
         """
+        self.require_batch_axis()
         length = len(self.tokens)
         found = {}
         for name, tensor in self.cache_dict.items():
@@ -113,7 +127,12 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         return found
 
     def save(self, path: str | Path) -> None:
-        """Write activations, TokenMaps and what made them as one safetensors file."""
+        """Write activations, TokenMaps and what made them as one safetensors file.
+
+        Raises:
+            BatchError: If the batch axis was dropped.
+        """
+        self.require_batch_axis()
         tensors = {name: tensor.contiguous() for name, tensor in self.cache_dict.items()}
         strings = []
         for row, tokens in enumerate(self.token_maps):
@@ -251,6 +270,7 @@ class _Keep:
 
     recorder: Recorder
     name: str
+    reads_only: bool = True
 
     def __call__(self, x: Tensor, hook: HookPoint) -> None:  # noqa: ARG002
         self.recorder.add(self.name, x)
@@ -263,6 +283,7 @@ class _Reduce:
     recorder: Recorder
     reduction: Reduction
     row_wise: bool = True
+    reads_only: bool = True
 
     def __call__(self, x: Tensor, hook: HookPoint) -> None:
         total = self.reduction.combine == "sum"

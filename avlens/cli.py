@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from avlens.errors import AVLensError
+from avlens.errors import AVLensError, LayerError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,11 +42,22 @@ class Corrupt(StrEnum):
     VIDEO = "video"
 
 
+class Direction(StrEnum):
+    """Which run a trace patches into which."""
+
+    DENOISE = "denoise"
+    NOISE = "noise"
+
+
 class Decoding(StrEnum):
     """How a caption is decoded."""
 
     GREEDY = "greedy"
     ASD = "asd"
+    VCD = "vcd"
+    PAI = "pai"
+    AVCD = "avcd"
+    FMD = "fmd"
 
 
 def main() -> None:
@@ -95,18 +106,15 @@ def sinks(
     as_json: AsJson = False,
 ) -> None:
     """Which tokens are sinks, and whether later video or later audio reads them."""
-    from avlens.analyses.dominance import modality_dominance, read_by_modality, split_sinks
-    from avlens.analyses.sinks import find_sink_dims, find_sinks, sink_energy
+    from avlens.analyses.sinks import find_sink_dims
+    from avlens.hubs import find_hubs
 
     loaded = _load(model, device, dtype)
     inputs = _prepare(loaded, clip, question)
     dims = find_sink_dims(loaded)
-    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
-    _, cache = loaded.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
-    found = find_sinks(cache, dims)
-    scores = modality_dominance(cache, found.tokens & inputs.tokens.media)
-    hubs = split_sinks(scores)
-    table = found.to_frame().join(scores.to_frame()[["mds", "one_sided"]])
+    story = find_hubs(loaded, inputs, dims)
+    found, hubs = story.sinks, story.hubs
+    table = found.to_frame().join(story.dominance.to_frame()[["mds", "one_sided"]])
     table["hub"] = ["cross" if p in hubs.cross else "uni" if p in hubs.uni else "" for p in table.index]
     value = {
         "dims": _records(dims.to_frame()), "threshold": found.threshold, "sinks": _records(table.reset_index()),
@@ -121,6 +129,13 @@ def trace(
     clip: ClipPath,
     question: Question = HEAR,
     corrupt: Annotated[Corrupt, typer.Option(help="What to silence or blank.")] = Corrupt.AUDIO,
+    direction: Annotated[
+        Direction, typer.Option(help="Clean into corrupted, or corrupted into clean.")
+    ] = Direction.DENOISE,
+    site: Annotated[
+        str, typer.Option(help="Activations to patch, such as resid_pre, ln1.normalized or k,v.")
+    ] = "resid_pre",
+    layers: Annotated[str, typer.Option(help="Blocks to patch: all, 3, or first-last such as 2-5.")] = "all",
     model: ModelName = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = None,
@@ -135,8 +150,9 @@ def trace(
     clean = loaded.prepare(source, question)
     broken = source.silenced() if corrupt is Corrupt.AUDIO else source.blanked()
     result = causal_trace(
-        loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), progress=not as_json
-    )
+        loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), direction=direction.value,
+        site=tuple(site.split(",")), layers=_layers(layers), progress=not as_json,
+    )  # fmt: skip
     value = {
         "answers": {"clean": result.answers[0], "corrupt": result.answers[1]}, "TE_clean": result.te_clean,
         "TE_corrupt": result.te_corrupt, "sets": _records(result.to_frame().reset_index()), "made_by": result.made_by,
@@ -158,14 +174,16 @@ def caption(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let the model describe the clip."""
-    from avlens.decoding import ASD
+    """Let the model describe the clip, greedily or by a decoding method."""
+    from torch import Tensor
+
+    from avlens import decoding as methods
 
     loaded = _load(model, device, dtype)
-    method = ASD() if decoding is Decoding.ASD else None
+    method = None if decoding is Decoding.GREEDY else getattr(methods, decoding.name)()
     written = loaded.generate(_prepare(loaded, clip, question), max_new_tokens, decoding=method)
-    gamma = written.records["gamma"][0].tolist() if method else []
-    value = {"text": written.text, "decoding": decoding.value, "gamma": gamma, "made_by": dict(written.made_by)}
+    steps = {name: value[0].tolist() for name, value in written.records.items() if isinstance(value, Tensor)}
+    value = {"text": written.text, "decoding": decoding.value, "steps": steps, "made_by": dict(written.made_by)}
     _show(value, as_json, lambda: typer.echo(written.text))
 
 
@@ -215,6 +233,17 @@ def _clip(path: Path, model: Any) -> Any:
 
 def _prepare(model: Any, path: Path, question: str) -> Any:
     return model.prepare(_clip(path, model), question)
+
+
+def _layers(given: str) -> Any:
+    first, dash, last = given.partition("-")
+    if given == "all":
+        return "all"
+    if not first.isdigit() or (dash and not last.isdigit()):
+        raise LayerError(
+            f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
+        )
+    return range(int(first), int(last or first) + 1)
 
 
 def _runs(token_map: Any) -> pd.DataFrame:

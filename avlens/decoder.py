@@ -11,8 +11,8 @@ working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. A
 unless someone listens at the scores or the pattern of that very layer.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from avlens import attention
 from avlens.errors import HookError
-from avlens.hooks import HookPoint, Run, only_row_wise, watched
+from avlens.hooks import HookPoint, Run, edited, only_row_wise, watched
 
 AttentionMode = Literal["auto", "eager", "sdpa"]
 
@@ -71,6 +71,10 @@ class DecoderConfig:
     n_deepstack: int = 0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
 
     @property
     def rotary_dim(self) -> int:
@@ -131,9 +135,9 @@ class Pass:
 
     def drop(self) -> None:
         """Let go of the rows that an edit discarded."""
-        keep, self.run.keep, self.visible = self.run.keep, None, None
+        keep, self.run.keep = self.run.keep, None
         if keep is not None:
-            self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
+            self.cos, self.sin, self.visible = self.cos[:, keep], self.sin[:, keep], None
             self.additions = tuple(addition[:, keep.to(addition.device)] for addition in self.additions)
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +228,7 @@ class HookedAttention(nn.Module):
         if not points and at.mode != "eager":
             visible, causal = at.fused_mask()
             return attention.fused(q, k, v, visible, causal=causal)
-        if points and all(only_row_wise(point) for point in points):
+        if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
         return attention.explicit(q, k, v, at.mask(), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern)
 
@@ -394,6 +398,8 @@ class HookedBlock(nn.Module):
     """One block, on the device its weights are on."""
 
     mlp: HookedMLP | HookedExperts
+    hook_out_is_single_residual_stream: ClassVar[bool] = True
+    """TransformerLens's logit lens asks."""
 
     def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -414,7 +420,8 @@ class HookedBlock(nn.Module):
         x = x.to(device)
         if 1 <= self.layer <= len(at.additions):
             x = x + self.hook_deepstack(at.additions[self.layer - 1].to(x.device, x.dtype))
-        resid_pre = self.hook_resid_pre(x)
+        # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
+        resid_pre = self.hook_resid_pre(x.clone() if edited(self.hook_resid_pre) else x)
         at.drop()
         resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(self.ln1(resid_pre), at)))
         out: Tensor = self.hook_resid_post(resid_mid + self.hook_mlp_out(self.mlp(self.ln2(resid_mid))))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from avlens import names, views
-from avlens.analyses.dominance import Hubs, ModalityDominance, modality_dominance, read_by_modality, split_sinks
-from avlens.analyses.sinks import Sinks, find_sink_dims, find_sinks, sink_energy
+from avlens.analyses.dominance import Hubs, ModalityDominance
+from avlens.analyses.sinks import Sinks
 from avlens.analyses.tracing import CausalTrace, causal_trace
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.decoding import ASD
 from avlens.generation import Generation
+from avlens.hubs import find_hubs
 from avlens.inputs import AVInputs
 from avlens.media import Clip
 from avlens.model import HookedAVModel
@@ -44,7 +45,8 @@ def run_demo(model: HookedAVModel, out: Path, *, progress: bool = False) -> Stor
     ball_and_bell(6.0).to_file(out / "clip.mp4")
     clip = Clip.from_file(out / "clip.mp4")
     inputs = model.prepare(clip, QUESTION)
-    sinks, scores, hubs = hubs_of(model, inputs)
+    found = find_hubs(model, inputs)
+    sinks, scores, hubs = found.sinks, found.dominance, found.hubs
     silent = model.prepare(clip.silenced(), QUESTION)
     trace = causal_trace(model, inputs, silent, _sets(inputs, hubs), progress=progress)
     request = model.prepare(clip, REQUEST)
@@ -56,19 +58,9 @@ def run_demo(model: HookedAVModel, out: Path, *, progress: bool = False) -> Stor
     return Story(summary, _told(summary, sinks, trace, greedy, guided, report), report)
 
 
-def hubs_of(model: HookedAVModel, inputs: AVInputs) -> tuple[Sinks, ModalityDominance, Hubs]:
-    """Sinks of one prompt, their dominance, and the split, in one pass that keeps no pattern."""
-    dims = find_sink_dims(model)
-    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
-    _, cache = model.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
-    sinks = find_sinks(cache, dims)
-    scores = modality_dominance(cache, sinks.tokens & inputs.tokens.media)
-    return sinks, scores, split_sinks(scores)
-
-
 def token_sets(model: HookedAVModel, inputs: AVInputs) -> dict[str, TokenSet]:
     """The sets whose effects are worth comparing: modalities, sinks, and as many random tokens as there are sinks."""
-    return _sets(inputs, hubs_of(model, inputs)[2])
+    return _sets(inputs, find_hubs(model, inputs).hubs)
 
 
 def _sets(inputs: AVInputs, hubs: Hubs) -> dict[str, TokenSet]:

@@ -11,6 +11,8 @@
      +- PositionError           a position or a set of tokens that cannot be used here
      +- BatchError              several prompts where one was needed, or the reverse
      +- DecodingError           a decoding method or setting that cannot run
+     +- DatasetError            a data set's file or record that cannot be used as it is
+     +- MetricError             a metric that cannot be computed as asked
      +- ViewError               a picture that cannot be drawn as asked
 
 Each message says what is wrong, what was given, and what to do. All but the root are also
@@ -64,6 +66,14 @@ class BatchError(AVLensError, ValueError):
 
 class DecodingError(AVLensError, ValueError):
     """A decoding method or setting that cannot run."""
+
+
+class DatasetError(AVLensError, ValueError):
+    """A data set's file or record cannot be used as it is. Names the file, and the line where there is one."""
+
+
+class MetricError(AVLensError, ValueError):
+    """A metric that cannot be computed as asked."""
 
 
 class ViewError(AVLensError, ValueError):

@@ -3,15 +3,15 @@
 Sampling, EOS, stopping criteria and logits processors are the loop's own business. Hooks act at every step; what
 they are told (`hooks.Run`) says where the step stands. A decoding method runs several streams of the same prompts as
 rows of one batch: the loop sees one row per prompt, the forward pass expands it, owns the streams' keys and values,
-and mixes their logits before it returns.
+and mixes their logits before it returns. A method may also read the text so far a second time, with other edits.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from avlens.cache import AVCache
 from avlens.decoder import KeyValues
 from avlens.errors import BatchError, DecodingError
-from avlens.hooks import DecodingRun, FwdHook, on_rows
+from avlens.hooks import DecodingRun, FwdHook, on_rows, stream_rows
 from avlens.inputs import AVInputs
 
 
@@ -70,6 +70,8 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         # In a tuple, so that it is no submodule: the loop must neither move nor save the model.
         self._model = (model,)
         self.inputs, self.run = inputs, run
+        self.written = torch.empty(len(inputs), 0, dtype=torch.long)
+        self.rows = self._rows()
         self.config = model.stock.whole.config.get_text_config()
         self.generation_config = model.stock.whole.generation_config
 
@@ -111,30 +113,52 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
     ) -> dict[str, Any]:
         """The tokens that were not read yet; prompts and their padding come from the inputs, not from here."""
         seen = past_key_values.get_seq_length()
+        self.written = input_ids[:, self.inputs.shape[1] :]
         return {"input_ids": input_ids[:, seen:] if seen else input_ids, "past_key_values": past_key_values}
 
     def forward(self, input_ids: Tensor, past_key_values: KeyValues, **_: Any) -> CausalLMOutputWithPast:
         """Logits of the next token of each row."""
         streams = 1 if self.run is None else self.run.n_streams
-        copies = input_ids.shape[0] // len(self.inputs)
         step = None if past_key_values.seen == 0 else input_ids.repeat(streams, 1)
-        rows = AVInputs.batch(
-            [one for stream in range(streams) for one in self._prompts(stream) for _copy in range(copies)]
-        )
+        copies = input_ids.shape[0] // len(self.inputs)
+        rows = self.rows if copies == 1 else AVInputs.batch([row for row in self.rows for _copy in range(copies)])
         logits = self.model.advance(rows, step, past_key_values)[:, -1]
         if self.run is not None:
-            logits = self.run.mix(logits.unflatten(0, (streams, -1)))
+            logits = self.run.mix(logits.unflatten(0, (streams, -1)), self.again)
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
 
-    def _prompts(self, stream: int) -> AVInputs:
-        return self.inputs if self.run is None else self.run.prompts(stream)
+    def again(self, prompts: Sequence[int], hooks: Sequence[FwdHook]) -> Float[Tensor, "row d_vocab"]:
+        """A second pass over prompts and what was written after them; logits of the next token."""
+        rows, past = AVInputs.batch([self.inputs[prompt] for prompt in prompts]), KeyValues()
+        with self.model.hooks(hooks):
+            logits = self.model.advance(rows, None, past, again=True)
+            if self.written.shape[1]:
+                logits = self.model.advance(rows, self.written[list(prompts)], past, again=True)
+        return logits[:, -1]
+
+    def _rows(self) -> AVInputs:
+        """What each row of a pass reads: all prompts of the first stream, then of the next.
+
+        Raises:
+            DecodingError: If a stream has other rows than the original.
+        """
+        if self.run is None:
+            return self.inputs
+        streams = [self.run.prompts(stream) for stream in range(self.run.n_streams)]
+        for stream in streams:
+            if len(stream) != len(self.inputs) or stream.shape[1] > self.inputs.shape[1]:
+                raise DecodingError(
+                    f"a stream of the decoding method reads {stream!r} beside {self.inputs!r}. Give it one prompt for each of "
+                    "those, none longer than the longest."
+                )
+        return AVInputs.batch(streams)
 
 
 def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> GenerationConfig:
     """The checkpoint's own configuration, greedy unless sampling is asked for, with the given options.
 
     Raises:
-        DecodingError: If transformers knows no such option.
+        DecodingError: If transformers knows no such option, or its loop would run the model by itself.
     """
     base = stock.to_dict()
     if not options.get("do_sample", False):
@@ -146,19 +170,41 @@ def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> Ge
         raise DecodingError(
             f"{sorted(unknown)[0]!r} is no option of generate. Options are those of transformers' GenerationConfig."
         )
+    if refused := [name for name in options if name in _REFUSED and options[name]]:
+        raise DecodingError(
+            f"generate does not take {refused[0]}={options[refused[0]]!r}. It returns a Generation; record activations with "
+            "names_filter, and compare streams of a prompt with a decoding method."
+        )
     config.update(**options)
     return config
 
 
-def all_hooks(run: DecodingRun | None, fwd_hooks: list[FwdHook], n_prompts: int) -> list[FwdHook]:
-    """The user's hooks on the original stream, and the method's on the others."""
+def refuse_recording_beams(config: GenerationConfig, recorded: Sequence[Any]) -> None:
+    """Beams change places from step to step, so what they passed cannot be told apart.
+
+    Raises:
+        DecodingError: If something is recorded of several beams.
+    """
+    if recorded and (config.num_beams or 1) > 1:
+        raise DecodingError(
+            f"activations of {config.num_beams} beams cannot be recorded: beams change places at every step. Generate first, "
+            "then run_with_cache on the answer (prepare(..., answer_prefix=out.text))."
+        )
+
+
+def all_hooks(
+    run: DecodingRun | None, fwd_hooks: Sequence[FwdHook], recording: Sequence[FwdHook], n_prompts: int
+) -> list[FwdHook]:
+    """The user's edits, the method's, and what records the original stream, in the order in which they act."""
     if run is None:
-        return fwd_hooks
-    hooks = on_rows(fwd_hooks, range(n_prompts))
-    for stream in range(run.n_streams):
-        hooks += on_rows(run.hooks(stream), range(stream * n_prompts, (stream + 1) * n_prompts))
-    return hooks
+        return [*fwd_hooks, *recording]
+    edits = [hook for stream in range(run.n_hooked) for hook in on_rows(fwd_hooks, stream_rows(stream, n_prompts))]
+    return [*edits, *run.hooks(), *on_rows(recording, stream_rows(0, n_prompts))]
 
 
 _SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_REFUSED = (
+    "return_dict_in_generate", "guidance_scale", "prompt_lookup_num_tokens", "cache_implementation", "dola_layers",
+    "penalty_alpha",
+)  # fmt: skip
 _FIXED = ("do_sample", "return_dict_in_generate", "transformers_version", "_from_model_config")

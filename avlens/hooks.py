@@ -11,6 +11,7 @@ This is the only file that imports transformer_lens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -41,24 +42,34 @@ class RowWise(Protocol):
     row_wise: bool
 
 
+Again = Callable[[Sequence[int], Sequence[FwdHook]], Float[Tensor, "row d_vocab"]]
+"""Reads prompts and what was written after them a second time, from the start, with a method's own edits, which no
+other hook sees. Given which prompt each row reads, and the edits; the logits of each row's next token come back."""
+
+
 @runtime_checkable
 class DecodingRun(Protocol):
     """A decoding method at work on one batch of prompts: its streams, their edits, and how their logits mix.
 
-    Stream 0 is the original.
+    The rows of a pass go by stream, then by prompt. Stream 0 is the original.
+
+    Attributes:
+        n_streams: How many streams there are.
+        n_hooked: How many of them, from the first on, a user's hooks act on: one, unless all are parts of one run.
     """
 
     n_streams: int
+    n_hooked: int
 
     def prompts(self, stream: int) -> Any:
-        """What a stream reads: AVInputs of as many prompts as the original's, as long as those."""
+        """What a stream reads: AVInputs of as many prompts as the original's, none longer than the longest of those."""
         ...
 
-    def hooks(self, stream: int) -> list[FwdHook]:
-        """The method's edits of one stream (what it reads from the original is an edit that returns None)."""
+    def hooks(self) -> list[FwdHook]:
+        """The method's edits, and what it reads; `on_rows` and `stream_rows` bind them to a stream."""
         ...
 
-    def mix(self, logits: Float[Tensor, "stream batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    def mix(self, logits: Float[Tensor, "stream batch d_vocab"], again: Again) -> Float[Tensor, "batch d_vocab"]:
         """The logits of the next token."""
         ...
 
@@ -86,6 +97,8 @@ class Run:
         query_index: Tensor position of each query row that is being computed.
         key_index: Tensor position of each key that those queries may read.
         keep: Set by an edit that discards tokens, with query_index: which of the block's input rows remain.
+        media_row: While an encoder runs: the row of the batch whose sound, video or image it reads.
+        again: Whether a decoding method reads the text a second time, which no hook bound to rows sees.
     """
 
     padding: Int[Tensor, " batch"]
@@ -93,6 +106,8 @@ class Run:
     query_index: Int[Tensor, " query_pos"]
     key_index: Int[Tensor, " key_pos"]
     keep: Int[Tensor, " kept"] | None = None
+    media_row: int | None = None
+    again: bool = False
 
 
 @contextmanager
@@ -181,32 +196,48 @@ class OnRows:
         return is_row_wise(self.fn)
 
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
+        run = current_run(hook)
+        if run is not None and (run.again or (run.media_row is not None and run.media_row not in self.rows)):
+            return None
+        if run is not None and run.media_row is not None:
+            return self.fn(x, hook=hook)
         if self.rows[-1] >= x.shape[0]:
             raise BatchError(f"a hook is bound to row {self.rows[-1]}, but the batch at {hook.name} has {x.shape[0]}.")
-        index, run = list(self.rows), current_run(hook)
         if run is not None:
-            layouts = tuple(run.layouts[row] for row in index)
-            hook.ctx["run"] = replace(run, padding=run.padding[index], layouts=layouts)
+            layouts = tuple(run.layouts[row] for row in self.rows)
+            hook.ctx["run"] = replace(run, padding=run.padding[self._where], layouts=layouts)
         try:
-            edited = self.fn(x[index], hook=hook)
+            # A copy: what is kept of it must not keep the other rows, nor an edit in place reach them.
+            edited = self.fn(x[self._where].clone(), hook=hook)
         finally:
             if run is not None:
                 hook.ctx["run"] = run
         if edited is None:
             return None
-        if edited.shape != x[index].shape:
+        if edited.shape[1:] != x.shape[1:] or len(edited) != len(self.rows):
             raise BatchError(
                 f"an edit at {hook.name} turned rows of shape {list(x.shape[1:])} into {list(edited.shape[1:])}, but it acts on "
                 "some rows of the batch only. Discard from whole batches, without a decoding method."
             )
         out = x.clone()
-        out[index] = edited
+        out[self._where] = edited
         return out
+
+    @cached_property
+    def _where(self) -> slice | list[int]:
+        """The rows as an index, a slice where they are neighbours."""
+        first, last = self.rows[0], self.rows[-1]
+        return slice(first, last + 1) if last - first + 1 == len(self.rows) else list(self.rows)
 
 
 def on_rows(hooks: Sequence[FwdHook], rows: Sequence[int]) -> list[FwdHook]:
     """`hooks`, applied to these rows of the batch only."""
     return [(name, OnRows(fn, tuple(sorted(rows)))) for name, fn in hooks]
+
+
+def stream_rows(stream: int, n_prompts: int) -> range:
+    """The rows of a stream of a decoding method that runs `n_prompts` prompts."""
+    return range(stream * n_prompts, (stream + 1) * n_prompts)
 
 
 def is_row_wise(fn: Any) -> bool:
@@ -217,6 +248,13 @@ def is_row_wise(fn: Any) -> bool:
 def watched(point: HookPoint) -> bool:
     """Whether anything listens at a hook point."""
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
+
+
+def edited(point: HookPoint) -> bool:
+    """Whether something listens at a hook point that may edit what it is given: anything but a recording of ours."""
+    fns = [handle.user_hook for handle in point.fwd_hooks]
+    ours = len(fns) == len(point._forward_hooks) and all(getattr(fn, "reads_only", False) for fn in fns)
+    return watched(point) and not ours
 
 
 def only_row_wise(point: HookPoint) -> bool:

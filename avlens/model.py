@@ -31,6 +31,7 @@ from avlens.decoder import (
     HookedRMSNorm,
     KeyValues,
     Pass,
+    bias_of,
     device_of,
     rotary,
     weight_of,
@@ -39,7 +40,7 @@ from avlens.encoders.hooked import HookedEncoder
 from avlens.errors import BatchError, DecodingError, HookError, LayerError, PositionError, PromptError
 from avlens.families import FAMILIES
 from avlens.family import Family, Order, Part, Positions, PromptOptions, Stock
-from avlens.generation import Generation, Loop, all_hooks, generation_config
+from avlens.generation import Generation, Loop, all_hooks, generation_config, refuse_recording_beams
 from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, watched
 from avlens.inputs import AVInputs, Media
 from avlens.media import Clip
@@ -155,6 +156,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """Unembedding, a view."""
         return weight_of(self.unembed).T
 
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:  # noqa: N802
+        """Unembedding bias: zeros where there is none."""
+        return bias_of(self.unembed)
+
     def made_by(self, inputs: AVInputs | None = None, **more: Any) -> dict[str, Any]:
         """What a result should carry: model, dtype, prompts, versions."""
         prompts = [] if inputs is None else [dict(prompt.record) for prompt in inputs.prompts]
@@ -234,6 +240,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             raise PromptError(f"{text!r} is {len(ids)} tokens: {pieces}. Pass a text that is one token.")
         return int(ids[0])
 
+    def to_str_tokens(self, text: str) -> list[str]:
+        """Text as the strings of its tokens."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [self.tokenizer.decode([token]) for token in ids]
+
     def to_string(self, ids: Int[Tensor, "*shape"]) -> str:
         """The text of token ids."""
         return str(self.tokenizer.decode(ids.flatten().tolist()))
@@ -283,7 +294,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             index = torch.arange(inputs.shape[1])
             run = Run(inputs.padding, inputs.layouts, index, index)
             with running(self._watched(), run):
-                embeds, additions = self._merge(inputs, grad=grad)
+                embeds, additions = self._merge(inputs, run, grad=grad)
                 at = self._pass(run, inputs.positions, None, attn or self.attn, additions)
                 return self._decode(embeds, at, logits_at)
 
@@ -343,7 +354,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def generate(
         self,
-        inputs: AVInputs,
+        inputs: AVInputs | Int[Tensor, "batch pos"],
         max_new_tokens: int = 64,
         *,
         fwd_hooks: Sequence[FwdHook] = (),
@@ -360,7 +371,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """Write an answer, greedily unless `do_sample=True`. Hooks act on the prompt and on every step.
 
         Args:
-            inputs: One or more prompts.
+            inputs: What `prepare` returned, one or more prompts, or bare token ids of text.
             max_new_tokens: How many tokens at most.
             fwd_hooks: Edits; under a decoding method they act on its original stream.
             decoding: A decoding method, such as `avlens.decoding.ASD()`.
@@ -378,38 +389,48 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """
         if max_new_tokens < 1:
             raise DecodingError(f"max_new_tokens is {max_new_tokens}. Ask for at least one token.")
+        inputs = self._as_inputs(inputs)
         config = generation_config(self.stock.whole.generation_config, {"max_new_tokens": max_new_tokens, **options})
         with self._alone(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             run = self._start(decoding, inputs, config)
             recorder = self._recorder(names_filter, reductions, device, detach=True)
-            hooks = all_hooks(run, [*fwd_hooks, *recorder.hooks()], len(inputs))
+            refuse_recording_beams(config, [*recorder.full_names, *recorder.reductions])
+            hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
             with self.hooks(hooks):
                 loop: Any = Loop(self, inputs, run)
                 ids: Tensor = loop.generate(
                     input_ids=inputs.ids.clamp(min=0).to(self.device), attention_mask=inputs.attention_mask.to(self.device),
                     generation_config=config, past_key_values=KeyValues(), logits_processor=logits_processor,
-                    stopping_criteria=stopping_criteria, streamer=streamer,
+                    stopping_criteria=stopping_criteria, streamer=streamer, tokenizer=self.tokenizer,
                 )  # fmt: skip
         new = ids[:, inputs.shape[1] :]
         texts = tuple(self.tokenizer.batch_decode(new, skip_special_tokens=True))
         made_by = self.made_by(inputs, decoding=repr(decoding), seed=seed, max_new_tokens=max_new_tokens, **options)
-        cache = recorder.cache(self, [p.tokens for p in inputs.prompts], made_by) if recorder.parts else None
+        maps = [prompt.tokens for prompt in inputs.prompts for _copy in range(config.num_return_sequences or 1)]
+        cache = recorder.cache(self, maps, made_by) if recorder.parts else None
         return Generation(new, texts, cache, {} if run is None else run.records(), made_by)
 
     def advance(
-        self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues
+        self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues, *, again: bool = False
     ) -> Float[Tensor, "batch 1 d_vocab"]:
-        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position."""
+        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position.
+
+        Args:
+            inputs: One or more prompts.
+            step: The tokens that follow what was read.
+            past: Keys and values of what was read, which grow.
+            again: Whether this is a decoding method's second pass, which hooks bound to rows do not see.
+        """
         length = inputs.shape[1]
         n = length if step is None else step.shape[1]
         index = torch.arange(past.seen, past.seen + n)
-        run = Run(inputs.padding, inputs.layouts, index, index)
+        run = Run(inputs.padding, inputs.layouts, index, index, again=again)
         with running(self._watched(), run):
             additions: tuple[Tensor, ...] = ()
             if step is None:
-                (embeds, additions), positions = self._merge(inputs, grad=False), inputs.positions
+                (embeds, additions), positions = self._merge(inputs, run, grad=False), inputs.positions
             else:
                 embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
                 ahead = inputs.next_positions[:, None] + (index - length)
@@ -482,12 +503,13 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             )
         return self.family.text_inputs(inputs)
 
-    def _merge(self, inputs: AVInputs, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What enters block 0: token embeddings, with encoder outputs in the places of the media; and what is added later."""
         embeds = self.hook_token_embed(self.embed(inputs.ids.clamp(min=0).to(self.device)))
         rows, columns, values = [], [], []
         for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
             for media in prompt.media:
+                run.media_row = row
                 encoded = self._encode(media, grad=grad)
                 if encoded.shape[1] != len(media.positions):
                     raise PromptError(
@@ -497,6 +519,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 rows.append(torch.full_like(media.positions, row))
                 columns.append(media.positions + pad)
                 values.append(encoded.to(embeds.device, embeds.dtype))
+        run.media_row = None
         if values:
             places = torch.cat(rows).to(embeds.device), torch.cat(columns).to(embeds.device)
             embeds = embeds.index_put(places, torch.cat([levels[0] for levels in values]))
@@ -530,6 +553,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         mode: AttentionMode,
         additions: tuple[Tensor, ...] = (),
     ) -> Pass:
+        if mode not in ("auto", "eager", "sdpa"):
+            raise HookError(f"attn is {mode!r}. Pass 'auto', 'eager' or 'sdpa'.")
         cos, sin = rotary(positions.to(self.device), self._cfg, self.dtype)
         return Pass(run, cos, sin, past, mode, additions)
 
@@ -599,6 +624,10 @@ def _recorded(part: Part) -> dict[str, Any]:
 
 
 def _check_part(part: Any) -> None:
+    if isinstance(part, str) and len(part) < 1000 and Path(part).is_file():
+        raise PromptError(
+            f"{part!r} is a file, but was given as text of the prompt. Read it first: Clip.from_file({part!r})."
+        )
     if isinstance(part, (Clip, str)):
         return
     if not isinstance(part, Tensor) or part.dtype != torch.uint8 or part.ndim != 3 or part.shape[0] != 3:

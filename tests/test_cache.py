@@ -249,3 +249,6 @@ def test_activations_can_be_kept_elsewhere_and_are_detached():
     assert cache["resid_pre", 0].device.type == "cpu" and not cache["resid_pre", 0].requires_grad
     cache.remove_batch_dim()
     assert cache["resid_pre", 0].shape == (len(TOKENS), 64)
+    for use in (lambda: cache.row(0), lambda: cache.at(TOKENS.last), lambda: cache.save("nowhere")):
+        with pytest.raises(BatchError, match="has lost its batch axis. Run again without remove_batch_dim"):
+            use()

@@ -70,6 +70,15 @@ def test_sinks(run, clip):
     assert all(row["mds"] is None or -1 <= row["mds"] <= 1 for row in found["sinks"])
 
 
+def test_trace_takes_direction_sites_and_layers(run, clip):
+    noised = json.loads(run("trace", clip, "--direction", "noise", "--site", "k,v", "--layers", "0-5", "--json")[1])
+    effects = {row["set"]: row["IE_clean"] for row in noised["sets"]}
+    assert effects["all audio and video"] == pytest.approx(noised["TE_clean"], abs=1e-4)
+    late = json.loads(run("trace", clip, "--layers", "5", "--site", "ln1.normalized", "--json")[1])
+    assert late["made_by"]["sites"] == ["ln1.normalized"]
+    assert run("trace", clip, "--layers", "x")[0] == 2 and run("trace", clip, "--layers", "9")[0] == 2
+
+
 @pytest.mark.parametrize("corrupt", ["audio", "video"])
 def test_trace(run, clip, corrupt):
     traced = json.loads(run("trace", clip, "--corrupt", corrupt, "--json")[1])
@@ -84,7 +93,15 @@ def test_caption(run, clip):
     code, out, _ = run("caption", clip, "--max-new-tokens", 5)
     assert code == 0 and out.strip()
     guided = json.loads(run("caption", clip, "--decoding", "asd", "--max-new-tokens", 5, "--json")[1])
-    assert guided["decoding"] == "asd" and len(guided["gamma"]) == 5
+    assert guided["decoding"] == "asd" and len(guided["steps"]["gamma"]) == 5
+
+
+@pytest.mark.parametrize(("decoding", "steps"), [("greedy", set()), ("vcd", set()), ("pai", set()),
+                                                 ("avcd", {"entropy", "dominant"}), ("fmd", {"weight"})])  # fmt: skip
+def test_caption_by_every_method(run, clip, decoding, steps):
+    written = json.loads(run("caption", clip, "--decoding", decoding, "--max-new-tokens", 2, "--json")[1])
+    assert written["decoding"] == decoding and written["text"] and set(written["steps"]) == steps
+    assert all(len(values) == 2 for values in written["steps"].values())
 
 
 def test_models_and_check(run):

@@ -89,6 +89,12 @@ def test_wrong_options_are_refused_with_what_to_do():
         DecodingError, match="'beams' is no option of generate. Options are those of .*GenerationConfig"
     ):
         MODEL.generate(INPUTS, 3, beams=4)
+    with pytest.raises(
+        DecodingError, match="does not take return_dict_in_generate=True. It returns a Generation; record"
+    ):
+        MODEL.generate(INPUTS, 3, return_dict_in_generate=True)
+    with pytest.raises(DecodingError, match="does not take guidance_scale=1.5.*with a decoding method"):
+        MODEL.generate(INPUTS, 3, guidance_scale=1.5)
     with pytest.raises(DecodingError, match="max_new_tokens is 0. Ask for at least one"):
         MODEL.generate(INPUTS, 0)
     with pytest.raises(BatchError, match=r"2 texts were written. Choose one, such as out.texts\[0\]"):
@@ -161,6 +167,30 @@ def test_hooks_act_on_every_beam():
     rows = []
     MODEL.generate(INPUTS, 3, num_beams=2, fwd_hooks=[("hook_embed", lambda x, hook: rows.append(x.shape[0]))])
     assert set(rows) == {2}
+
+
+def test_what_is_recorded_of_several_answers_belongs_to_their_prompts():
+    batch = AVInputs.batch([INPUTS, prompt_of(MODEL, "text")])
+    out = MODEL.generate(
+        batch, 3, num_return_sequences=2, do_sample=True, seed=0, names_filter="resid_pre", min_new_tokens=3
+    )
+    assert out.tokens.shape == (4, 3) and len(out.cache.token_maps) == 4
+    _, alone = MODEL.run_with_cache(batch[1], "resid_pre")
+    n = batch[1].shape[1]
+    for row in (2, 3):
+        assert_equal(out.cache.row(row)["resid_pre", 1][:, :n], alone["resid_pre", 1])
+    with pytest.raises(DecodingError, match="activations of 3 beams cannot be recorded.*then run_with_cache"):
+        MODEL.generate(INPUTS, 3, num_beams=3, names_filter="resid_pre")
+
+
+def test_bare_token_ids_and_stop_strings_are_taken():
+    ids = MODEL.to_tokens("what do you hear ?")
+    with torch.no_grad():
+        stock = MODEL.stock.whole.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(MODEL.generate(ids, 5).tokens, stock[:, ids.shape[1] :])
+    free = MODEL.generate(INPUTS, 6, min_new_tokens=6)
+    second = MODEL.tokenizer.decode(free.tokens[0, 1])
+    assert MODEL.generate(INPUTS, 6, stop_strings=[second]).tokens.shape[1] <= 2
 
 
 def test_what_was_written_says_what_made_it():

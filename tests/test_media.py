@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import avlens
-from avlens.media.codec import as_frames
 from avlens.errors import MediaError
 from avlens.media import Clip, png_bytes
+from avlens.media.codec import as_frames
 
 
 def tone(seconds, rate, *, amplitudes=(0.4,), hz=440.0):

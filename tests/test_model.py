@@ -56,9 +56,9 @@ def test_gradients_of_activations_equal_the_stock_models_and_finite_differences(
     ]:
         step = torch.randn_like(activation)
         ahead, back = (
-            MODEL.run_with_hooks(INPUTS, fwd_hooks=[(name, lambda x, hook, d=d: x + d * step)], attn="eager")[
-                0, -1, answer
-            ]
+            MODEL.run_with_hooks(
+                INPUTS, fwd_hooks=[(name, lambda x, hook, d=d, step=step: x + d * step)], attn="eager"
+            )[0, -1, answer]
             for d in (1e-3, -1e-3)
         )
         assert abs(float((ahead - back) / 2e-3 - (gradient * step).sum())) < 2e-2 * float(gradient.norm())
@@ -252,6 +252,12 @@ def test_pinned_fused_attention_refuses_to_show_its_pattern():
         pinned.run_with_cache(INPUTS, "pattern")
     assert_equal(pinned(INPUTS), MODEL(INPUTS, attn="eager"))
     assert_equal(pinned.run_with_cache(INPUTS, "pattern", attn="eager")[0], MODEL(INPUTS, attn="eager"))
+
+
+def test_an_attention_that_does_not_exist_is_refused():
+    unchecked = inspect.unwrap(type(MODEL)._pass)  # without the run-time check of types that tests run under
+    with pytest.raises(HookError, match="attn is 'flash'. Pass 'auto', 'eager' or 'sdpa'"):
+        unchecked(MODEL, None, INPUTS.positions, None, "flash")
 
 
 def test_only_the_layer_that_is_watched_leaves_the_fused_kernel(monkeypatch):

@@ -71,6 +71,12 @@ def test_directions_hold_the_final_norms_weight():
     assert MODEL.tokens_to_residual_directions(torch.tensor([1, 2])).shape == (2, 64)
 
 
+def test_the_logit_lens_ends_at_the_logits():
+    lens = CACHE.logit_lens()
+    assert lens.labels[-1] == "final_post"
+    assert_equal(lens.values[-1], LOGITS[:, -1])
+
+
 # Patching.
 
 

@@ -15,6 +15,7 @@ makes it score 0, which cannot be told from a perfectly cross-modal sink. Sums a
 one modality can still read scores +-1 whatever the model does; `one_sided` tells which those are.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,42 @@ class ModalityDominance:
         """Each sink's mean score over the layers in which it has one; NaN if none."""
         return self.score.nanmean(0)
 
+    def distribution(self) -> pd.DataFrame:
+        """Per modality: how many sinks, how many scored and how many one-sided, and the quartiles of their mean scores."""
+        rows = {}
+        for kind in (Modality.VIDEO, Modality.AUDIO):
+            mine = self._of(kind)
+            means = self.mean[mine][~self.mean[mine].isnan()].double()
+            low, middle, high = (
+                means.quantile(torch.tensor([0.25, 0.5, 0.75]).double()) if len(means) else [torch.nan] * 3
+            )
+            rows[kind.name.lower()] = {
+                "sinks": len(mine), "scored": len(means), "one_sided": int(self.one_sided[mine].sum()),
+                "q1": float(low), "median": float(middle), "q3": float(high), "iqr": float(high) - float(low),
+            }  # fmt: skip
+        return pd.DataFrame(rows).T
+
+    def position_confound(self) -> pd.DataFrame:
+        """Per modality: Spearman's correlation of a sink's mean score with its position; NaN for fewer than three sinks.
+
+        The later a sink, the fewer queries are left to read it, so that a score can say where a sink stands
+        rather than what it does.
+        """
+        rows = {}
+        for kind in (Modality.VIDEO, Modality.AUDIO):
+            mine = self._of(kind)
+            scored = mine[~self.mean[mine].isnan()]
+            rows[kind.name.lower()] = {
+                "scored": len(scored), "spearman": spearman(self.sinks.positions[scored].double(), self.mean[scored].double()),
+                "share_one_sided": float(self.one_sided[mine].float().mean()) if len(mine) else float("nan"),
+                "share_unscored": 1 - len(scored) / len(mine) if len(mine) else float("nan"),
+            }  # fmt: skip
+        return pd.DataFrame(rows).T
+
+    def _of(self, kind: Modality) -> Int[Tensor, " mine"]:
+        """Which of the sinks are of a modality."""
+        return (self.sinks.tokens.modality[self.sinks.positions] == kind).nonzero()[:, 0]
+
     def to_frame(self) -> pd.DataFrame:
         """One row per sink."""
         frame = self.sinks.tokens.to_frame().loc[list(self.sinks), ["label", "modality", "start", "end"]]
@@ -71,35 +108,59 @@ class ModalityDominance:
         return f"ModalityDominance({scored} of {len(self.sinks)} sinks scored in {len(self.layers)} layers)"
 
 
-def modality_dominance(cache: AVCache, sinks: TokenSet) -> ModalityDominance:
-    """Score `sinks` in every layer that the cache holds.
+@dataclass(frozen=True, eq=False)
+class HeadDominance:
+    """MDS of each sink in each head of each layer.
+
+    Attributes:
+        score: In [-1, 1]; NaN where nothing later reads the sink.
+        sinks: The positions scored, in the order of the columns.
+        layers: The block of each row, 0-based.
+        made_by: What made it.
+    """
+
+    score: Float[Tensor, "layer head sink"]
+    sinks: TokenSet
+    layers: tuple[int, ...]
+    made_by: Mapping[str, Any]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, head and sink."""
+        axes = [self.layers, range(self.score.shape[1]), self.sinks.labels]
+        index = pd.MultiIndex.from_product(axes, names=["layer", "head", "sink"])
+        return pd.DataFrame({"mds": self.score.flatten().numpy()}, index=index)
+
+
+def modality_dominance(cache: AVCache, sinks: TokenSet, *, queries: TokenSet | None = None) -> ModalityDominance:
+    """Score `sinks` in every layer that the cache holds, attention averaged over heads.
 
     Args:
-        cache: Holds `pattern`, or what `read_by_modality(tokens)` keeps of it.
+        cache: Holds `pattern`, or what `read_by_modality(tokens, queries)` keeps of it.
         sinks: Positions to score.
+        queries: Which audio and video tokens may ask; by default all. The same few for every sink (such as those of
+            the last chunk) take away that earlier sinks have more readers.
 
     Raises:
         MissingActivationError: If the cache holds neither.
         BatchError: If it holds several prompts.
-        PositionError: If `sinks` belongs to a prompt of another layout.
+        PositionError: If `sinks` or `queries` belongs to a prompt of another layout.
     """
-    tokens = cache.tokens
-    tokens.check_own(sinks)
-    layers = cache.layers("pattern.by_video") or cache.layers("pattern")
-    if not layers:
-        raise MissingActivationError(
-            "this cache holds no pattern. Run again with run_with_cache(inputs, names_filter=['pattern']), or, to keep no "
-            "pattern, with names_filter=[], reductions=read_by_modality(inputs.tokens)."
-        )
-    v = torch.stack([_mean_received(cache, layer, tokens.video, "by_video", sinks) for layer in layers])
-    a = torch.stack([_mean_received(cache, layer, tokens.audio, "by_audio", sinks) for layer in layers])
-    score = (v.nan_to_num() - a.nan_to_num()) / (v.nan_to_num() + a.nan_to_num())
-    return ModalityDominance(score, v, a, v.isnan()[0] != a.isnan()[0], sinks, tuple(layers), cache.made_by)
+    v, a, layers = _received_by_modality(cache, sinks, queries)
+    v, a = v.mean(1), a.mean(1)
+    one_sided = v.isnan()[0] != a.isnan()[0]
+    return ModalityDominance(_score(v, a), v, a, one_sided, sinks, layers, cache.made_by)
 
 
-def read_by_modality(tokens: TokenMap) -> list[Reduction]:
+def head_dominance(cache: AVCache, sinks: TokenSet, *, queries: TokenSet | None = None) -> HeadDominance:
+    """Score `sinks` in every head by itself; arguments and errors as `modality_dominance`."""
+    v, a, layers = _received_by_modality(cache, sinks, queries)
+    return HeadDominance(_score(v, a), sinks, layers, cache.made_by)
+
+
+def read_by_modality(tokens: TokenMap, queries: TokenSet | None = None) -> list[Reduction]:
     """Keep, instead of patterns, the attention that later video and later audio queries pay to each position."""
-    return [attention_received(tokens.video, "by_video"), attention_received(tokens.audio, "by_audio")]
+    groups = {"video": tokens.video, "audio": tokens.audio}
+    return [attention_received(_asking(group, queries), _label(name, queries)) for name, group in groups.items()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,14 +229,61 @@ def _is_uni(towards_own: Float[Tensor, " sink"], method: Method, band: float, qu
     return uni
 
 
+def _received_by_modality(
+    cache: AVCache, sinks: TokenSet, queries: TokenSet | None
+) -> tuple[Float[Tensor, "layer head sink"], Float[Tensor, "layer head sink"], tuple[int, ...]]:
+    """Mean attention of later video and of later audio queries to each sink, per head; NaN where there are none."""
+    tokens = cache.tokens
+    for given in (sinks, queries):
+        if given is not None:
+            tokens.check_own(given)
+    layers = cache.layers(f"pattern.{_label('video', queries)}") or cache.layers("pattern")
+    if not layers:
+        raise MissingActivationError(
+            "this cache holds no pattern. Run again with run_with_cache(inputs, names_filter=['pattern']), or, to keep no "
+            "pattern, with names_filter=[], reductions=read_by_modality(inputs.tokens)."
+        )
+    means = []
+    for name, group in (("video", tokens.video), ("audio", tokens.audio)):
+        asking = _asking(group, queries)
+        means.append(
+            torch.stack([_mean_received(cache, layer, asking, _label(name, queries), sinks) for layer in layers])
+        )
+    return means[0], means[1], tuple(layers)
+
+
 def _mean_received(
     cache: AVCache, layer: int, queries: TokenSet, label: str, sinks: TokenSet
-) -> Float[Tensor, " sink"]:
-    """Mean attention over heads and later queries that `queries` pay to each sink; NaN where none is later."""
+) -> Float[Tensor, "head sink"]:
+    """Mean attention over later queries that `queries` pay to each sink; NaN where none is later."""
     if layer in cache.layers(f"pattern.{label}"):
         paid = cache[f"pattern.{label}", layer][0][:, sinks.positions].float().cpu()
     else:
         pattern = cache["pattern", layer][0][:, queries.positions][:, :, sinks.positions].float().cpu()
         paid = (pattern * (queries.positions[:, None] > sinks.positions)).sum(1)
     count: Int[Tensor, " sink"] = (queries.positions[:, None] > sinks.positions).sum(0)
-    return torch.where(count > 0, paid.mean(0) / count.clamp(min=1), torch.nan)
+    return torch.where(count > 0, paid / count.clamp(min=1), torch.nan)
+
+
+def _score(video: Float[Tensor, "*axes sink"], audio: Float[Tensor, "*axes sink"]) -> Float[Tensor, "*axes sink"]:
+    v, a = video.nan_to_num(), audio.nan_to_num()
+    return (v - a) / (v + a)
+
+
+def _asking(group: TokenSet, queries: TokenSet | None) -> TokenSet:
+    return group if queries is None else group & queries
+
+
+def _label(modality: str, queries: TokenSet | None) -> str:
+    """Under which a reduction is kept: its own for each set of queries."""
+    if queries is None:
+        return f"by_{modality}"
+    return f"by_{modality}_{hashlib.sha256(queries.sorted().positions.numpy().tobytes()).hexdigest()[:8]}"
+
+
+def spearman(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN for fewer than three pairs or a constant."""
+    if len(x) < 3:
+        return float("nan")
+    ranks = torch.tensor([pd.Series(z.tolist()).rank().tolist() for z in (x, y)], dtype=torch.float64)
+    return float(torch.corrcoef(ranks)[0, 1])

@@ -1,25 +1,27 @@
 """Causal tracing: which tokens carry what the answer needs?
 
-A clean run answers o_clean; a run whose audio or video is corrupted answers o_corrupt. Activations of a set S of
-tokens are patched from the clean run into the corrupted one:
+A clean run answers o_clean; a run whose audio or video is corrupted answers o_corrupt. Activations of a set S of tokens are
+patched from the clean run into the corrupted one (denoising, "denoise"), or from the corrupted into the clean one ("noise"):
 
-    IE_clean(S)   = P_patched(S)[o_clean]  - P_corrupt[o_clean]       indirect effect, in [-1, 1]
-    IE_corrupt(S) = P_corrupt[o_corrupt]   - P_patched(S)[o_corrupt]
-    TE_clean      = P_clean[o_clean]       - P_corrupt[o_clean]       total effect, what a perfect patch reaches
-    TE_corrupt    = P_corrupt[o_corrupt]   - P_clean[o_corrupt]
+    denoise   IE_clean(S)   = P_patched(S)[o_clean]  - P_corrupt[o_clean]       what S restores, in [-1, 1]
+              IE_corrupt(S) = P_corrupt[o_corrupt]   - P_patched(S)[o_corrupt]
+    noise     IE_clean(S)   = P_clean[o_clean]       - P_patched(S)[o_clean]    what S destroys
+              IE_corrupt(S) = P_patched(S)[o_corrupt] - P_clean[o_corrupt]
+    TE_clean = P_clean[o_clean] - P_corrupt[o_clean],   TE_corrupt = P_corrupt[o_corrupt] - P_clean[o_corrupt]
 
-P is the probability of an answer's first token right after the prompt.
+P[o] is the probability of the answer's first token right after the prompt (`step="first"`), or its maximum over all
+generated steps (`step="max"`).
 
 Source: Jung et al. 2026, arXiv:2605.10815; its released code, logic/causal_trace.py:162-223 (patching),
 preprocess/step2/causal_effect.py:34-93 (effects), utils/logit.py:3-20 (P). Meng et al. 2022, arXiv:2202.05262.
 
-Differs from the released code: P is taken at the first step, there at its maximum over all generated steps, which inflates it
-for answers longer than a letter.
+Differs from the released code, which denoises only and takes P at its maximum over steps: that inflates it for answers longer
+than a letter. Its site `before_attn` is `ln1.normalized` here; at all layers that equals `resid_pre`, the default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -28,10 +30,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from avlens import names
-from avlens.errors import PromptError
+from avlens.cache import AVCache
+from avlens.errors import LayerError, PromptError
+from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
 from avlens.interventions import patch
 from avlens.tokens import TokenSet
+
+Direction = Literal["denoise", "noise"]
+Step = Literal["first", "max"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,39 +47,43 @@ class CausalTrace:
 
     Attributes:
         sets: What was patched, by name.
-        o_clean: Token id of the clean run's answer.
-        o_corrupt: Token id of the corrupted run's.
+        o_clean: First token ids that count as the clean run's answer.
+        o_corrupt: Those of the corrupted run's.
         p_clean: Probability of (o_clean, o_corrupt) in the clean run.
         p_corrupt: The same in the corrupted run.
         p_patched: The same with each set patched.
-        flipped: Whether the patched run answers o_clean.
+        flipped: Whether the patched run answers as the run it was patched from.
         answers: Both answers as text.
+        direction: Which run was patched into which.
         layers: Which blocks were patched.
-        site: Which activation.
+        sites: Which activations.
+        step: Where P was taken.
         made_by: What made it.
     """
 
     sets: Mapping[str, TokenSet]
-    o_clean: int
-    o_corrupt: int
+    o_clean: tuple[int, ...]
+    o_corrupt: tuple[int, ...]
     p_clean: Float[Tensor, "2"]
     p_corrupt: Float[Tensor, "2"]
     p_patched: Float[Tensor, "set 2"]
     flipped: tuple[bool, ...]
     answers: tuple[str, str]
+    direction: Direction
     layers: tuple[int, ...]
-    site: str
+    sites: tuple[str, ...]
+    step: Step
     made_by: Mapping[str, Any]
 
     @property
     def ie_clean(self) -> Float[Tensor, " set"]:
-        """Indirect effect on the clean answer: how much of it each set restores."""
-        return self.p_patched[:, 0] - self.p_corrupt[0]
+        """Indirect effect on the clean answer: how much of it each set restores, or destroys."""
+        return _effects(self.p_patched, self.p_clean, self.p_corrupt, self.direction)[0]
 
     @property
     def ie_corrupt(self) -> Float[Tensor, " set"]:
-        """Indirect effect on the corrupted answer: how much of it each set removes."""
-        return self.p_corrupt[1] - self.p_patched[:, 1]
+        """Indirect effect on the corrupted answer: how much of it each set removes, or brings."""
+        return _effects(self.p_patched, self.p_clean, self.p_corrupt, self.direction)[1]
 
     @property
     def te_clean(self) -> float:
@@ -101,7 +112,32 @@ class CausalTrace:
         )
 
     def __repr__(self) -> str:
-        return f"CausalTrace({self.answers[1]!r} -> {self.answers[0]!r}, {len(self.sets)} sets, TE {self.te_clean:.3f})"
+        arrow = f"{self.answers[1]!r} -> {self.answers[0]!r}"
+        return f"CausalTrace({self.direction} {arrow}, {len(self.sets)} sets, TE {self.te_clean:.3f})"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTrace:
+    """Effects of patching one set in windows of layers.
+
+    Attributes:
+        ie_clean: Indirect effect on the clean answer of each window.
+        ie_corrupt: That on the corrupted answer.
+        first_layers: The first block of each window.
+        window: How many blocks a window has; fewer at the end.
+        trace: The windows as sets of their own, with all that belongs to them.
+    """
+
+    ie_clean: Float[Tensor, " window"]
+    ie_corrupt: Float[Tensor, " window"]
+    first_layers: tuple[int, ...]
+    window: int
+    trace: CausalTrace
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per window."""
+        columns = {"IE_clean": self.ie_clean.numpy(), "IE_corrupt": self.ie_corrupt.numpy()}
+        return pd.DataFrame(columns, index=pd.Index(self.first_layers, name="first layer"))
 
 
 def causal_trace(
@@ -110,48 +146,172 @@ def causal_trace(
     corrupt: AVInputs,
     sets: Mapping[str, TokenSet],
     *,
+    direction: Direction = "denoise",
     layers: names.Layers = "all",
-    site: str = "resid_pre",
+    site: str | Sequence[str] = "resid_pre",
+    step: Step = "first",
+    answers: tuple[str, str] | None = None,
+    max_new_tokens: int = 8,
     progress: bool = False,
 ) -> CausalTrace:
-    """Patch each set of tokens from the clean run into the corrupted one.
+    """Patch each set of tokens from one run into the other.
 
     Args:
         model: A HookedAVModel.
         clean: One prompt.
         corrupt: The same prompt on a corrupted clip, such as `clip.silenced()`: same layout, same question.
         sets: What to patch, by name.
+        direction: `denoise` patches clean into corrupted, `noise` corrupted into clean.
         layers: Blocks to patch, 0-based.
-        site: Short name of the activation to patch; the paper's `before_attn` is `ln1.normalized`.
+        site: Short name of the activation to patch, or several (`("k", "v")`).
+        step: Where P is taken: the `first` generated step, or the `max` over `max_new_tokens` steps.
+        answers: The clean and the corrupted answer as words; P is then the larger of the word with and without a
+            space in front, by its first token. By default the first tokens that the two runs answer.
+        max_new_tokens: How many steps `max` looks at.
         progress: Whether to show a bar.
 
     Raises:
         PromptError: If the two prompts differ in more than their media.
     """
+    tracer = _Tracer.start(model, clean, corrupt, direction, layers, site, step, answers, max_new_tokens)
+    hooks = {name: tracer.hooks(tokens, tracer.layers) for name, tokens in sets.items()}
+    return tracer.trace(sets, hooks, progress=progress)
+
+
+def trace_layers(
+    model: Any,
+    clean: AVInputs,
+    corrupt: AVInputs,
+    tokens: TokenSet,
+    *,
+    window: int = 1,
+    direction: Direction = "denoise",
+    site: str | Sequence[str] = "resid_pre",
+    step: Step = "first",
+    answers: tuple[str, str] | None = None,
+    max_new_tokens: int = 8,
+    progress: bool = False,
+) -> LayerTrace:
+    """Patch one set in each window of layers by itself; arguments as in `causal_trace`.
+
+    A window of `resid_pre` persists in the residual stream after it; one of `ln1.normalized`, or of `k` and `v`, acts in the
+    window alone.
+
+    Raises:
+        LayerError: If the window has no layer.
+        PromptError: If the two prompts differ in more than their media.
+    """
+    if window < 1:
+        raise LayerError(f"window is {window}. Patch at least one layer at a time.")
+    tracer = _Tracer.start(model, clean, corrupt, direction, "all", site, step, answers, max_new_tokens)
+    n_layers = model.cfg.n_layers
+    spans = {f"{first}": range(first, min(first + window, n_layers)) for first in range(n_layers)}
+    hooks = {name: tracer.hooks(tokens, list(span)) for name, span in spans.items()}
+    trace = tracer.trace(dict.fromkeys(spans, tokens), hooks, progress=progress)
+    return LayerTrace(trace.ie_clean, trace.ie_corrupt, tuple(range(n_layers)), window, trace)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tracer:
+    """Both runs, and how patched ones are measured."""
+
+    model: Any
+    clean: AVInputs
+    corrupt: AVInputs
+    direction: Direction
+    sites: tuple[str, ...]
+    layers: list[int]
+    step: Step
+    max_new_tokens: int
+    source: AVCache
+    words: tuple[tuple[int, ...], tuple[int, ...]]
+    answers: tuple[str, str]
+
+    @classmethod
+    def start(
+        cls, model: Any, clean: AVInputs, corrupt: AVInputs, direction: Direction, layers: names.Layers,
+        site: str | Sequence[str], step: Step, answers: tuple[str, str] | None, max_new_tokens: int,
+    ) -> "_Tracer":  # fmt: skip
+        _check(clean, corrupt, direction, step)
+        sites = (site,) if isinstance(site, str) else tuple(site)
+        chosen = list(range(model.cfg.n_layers)) if layers == "all" else names.checked_layers(layers)
+        wanted = [names.at(one, layer) for one in sites for layer in chosen]
+        source, other = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
+        last = clean.tokens.last
+        logits, cache = model.run_with_cache(source, names_filter=wanted, logits_at=last)
+        firsts = [int(logits[0, 0].argmax()), int(model(other, logits_at=last)[0, 0].argmax())]
+        firsts = firsts if direction == "denoise" else firsts[::-1]
+        words: tuple[tuple[int, ...], tuple[int, ...]] = ((firsts[0],), (firsts[1],))
+        if answers is None:
+            answers = (model.to_string(torch.tensor(firsts[0])), model.to_string(torch.tensor(firsts[1])))
+        else:
+            words = (_first_tokens(model, answers[0]), _first_tokens(model, answers[1]))
+        return cls(model, clean, corrupt, direction, sites, chosen, step, max_new_tokens, cache, words, answers)
+
+    def hooks(self, tokens: TokenSet, layers: Sequence[int]) -> list[FwdHook]:
+        return [hook for site in self.sites for hook in patch(self.source, tokens, layers=layers, site=site)]
+
+    def trace(self, sets: Mapping[str, TokenSet], hooks: Mapping[str, list[FwdHook]], *, progress: bool) -> CausalTrace:
+        target = self.corrupt if self.direction == "denoise" else self.clean
+        runs = [
+            self._measure(target, hooks[name]) for name in tqdm(sets, desc="patching", unit="set", disable=not progress)
+        ]
+        wanted = self.words[0] if self.direction == "denoise" else self.words[1]
+        clean, corrupt = self._measure(self.clean, []), self._measure(self.corrupt, [])
+        return CausalTrace(
+            sets=dict(sets), o_clean=self.words[0], o_corrupt=self.words[1], p_clean=clean[0], p_corrupt=corrupt[0],
+            p_patched=torch.stack([p for p, _ in runs]) if runs else torch.empty(0, 2),
+            flipped=tuple(first in wanted for _, first in runs), answers=self.answers, direction=self.direction,
+            layers=tuple(self.layers), sites=self.sites, step=self.step,
+            made_by=self.model.made_by(self.clean, corrupt=dict(self.corrupt.record), sites=self.sites, step=self.step),
+        )  # fmt: skip
+
+    def _measure(self, inputs: AVInputs, hooks: list[FwdHook]) -> tuple[Float[Tensor, "2"], int]:
+        """P of both answers, and the first token that is answered."""
+        logits = self._steps(inputs, hooks).float()
+        p = logits.softmax(-1)
+        best = [p[:, list(word)].max() for word in self.words]
+        return torch.stack(best).cpu(), int(logits[0].argmax())
+
+    def _steps(self, inputs: AVInputs, hooks: list[FwdHook]) -> Float[Tensor, "step d_vocab"]:
+        if self.step == "first":
+            logits: Tensor = self.model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=inputs.tokens.last)[0]
+            return logits
+        seen: list[Tensor] = []
+
+        def keep(_ids: Tensor, scores: Tensor) -> Tensor:
+            seen.append(scores[0].clone())
+            return scores
+
+        self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, logits_processor=[keep])
+        return torch.stack(seen)
+
+
+def _check(clean: AVInputs, corrupt: AVInputs, direction: str, step: str) -> None:
     if clean.prompt.tokens.layout != corrupt.prompt.tokens.layout or not torch.equal(clean.ids, corrupt.ids):
         raise PromptError(
             f"the clean prompt ({clean.tokens!r}) and the corrupted one ({corrupt.tokens!r}) must have the same layout and "
             "text. Corrupt the clip with silenced(), blanked(), noised() or with_audio_of(), and ask the same question."
         )
-    wanted = site if layers == "all" else [names.at(site, layer) for layer in names.checked_layers(layers)]
-    last = clean.tokens.last
-    clean_logits, cache = model.run_with_cache(clean, names_filter=wanted, logits_at=last)
-    corrupt_logits = model(corrupt, logits_at=last)
-    o_clean, o_corrupt = int(clean_logits[0, 0].argmax()), int(corrupt_logits[0, 0].argmax())
-    patched, flipped = [], []
-    for tokens in tqdm(sets.values(), desc="patching", unit="set", disable=not progress):
-        hooks = patch(cache, tokens, layers=layers, site=site)
-        logits = model.run_with_hooks(corrupt, fwd_hooks=hooks, logits_at=last)
-        patched.append(_probabilities(logits, o_clean, o_corrupt))
-        flipped.append(int(logits[0, 0].argmax()) == o_clean)
-    return CausalTrace(
-        sets=dict(sets), o_clean=o_clean, o_corrupt=o_corrupt, flipped=tuple(flipped),
-        p_clean=_probabilities(clean_logits, o_clean, o_corrupt), p_corrupt=_probabilities(corrupt_logits, o_clean, o_corrupt),
-        p_patched=torch.stack(patched) if patched else torch.empty(0, 2), site=site, layers=tuple(cache.layers(site)),
-        answers=(model.to_string(torch.tensor(o_clean)), model.to_string(torch.tensor(o_corrupt))),
-        made_by=model.made_by(clean, corrupt=dict(corrupt.record), site=site),
-    )  # fmt: skip
+    if direction not in ("denoise", "noise") or step not in ("first", "max"):
+        raise PromptError(
+            f"direction is {direction!r} and step {step!r}. Pass 'denoise' or 'noise', and 'first' or 'max'."
+        )
 
 
-def _probabilities(logits: Float[Tensor, "batch pos d_vocab"], *answers: int) -> Float[Tensor, " answer"]:
-    return logits[0, -1].float().softmax(-1)[list(answers)].cpu()
+def _first_tokens(model: Any, word: str) -> tuple[int, ...]:
+    """The first tokens of a word without and with a space in front."""
+    ids = {model.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in _forms(word)}
+    return tuple(sorted(ids))
+
+
+def _forms(word: str) -> Iterable[str]:
+    if not word.strip():
+        raise PromptError("an answer is empty. Pass a word for the clean and one for the corrupted answer.")
+    return word.strip(), " " + word.strip()
+
+
+def _effects(patched: Tensor, clean: Tensor, corrupt: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    if direction == "denoise":
+        return patched[:, 0] - corrupt[0], corrupt[1] - patched[:, 1]
+    return clean[0] - patched[:, 0], patched[:, 1] - clean[1]

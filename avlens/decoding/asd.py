@@ -2,38 +2,55 @@
 
 ASD = sinks + modality dominance + reweighting, in two streams of one prompt:
 
-1. Prefill; find sinks, sink(N); score their modality dominance; split them by median into uni and cross.
-2. Calibrated stream: from block `first_layer` on, rows after the media read (before the softmax)
+1. In a run of its own, without a user's hooks: find sinks, sink(N); score their modality dominance; split them by median
+   into uni and cross.
+2. Calibrated stream: from block 6/28 of the depth on, rows after the media read (before the softmax)
    s <- s + alpha |s| at cross sinks, s <- s - alpha |s| at uni sinks.
-3. At each step t, over the target layers and heads, with A the calibrated stream's attention of the row that predicts t,
-   gamma_t = strength * uni / (uni + cross), where uni and cross are mean A per sink:
-   the more attention drifts to unimodal sinks, the more the calibrated stream guides.
+3. At each step t, a strength gamma_t from the attention A of the row that predicts t, mean over target layers and heads:
+
+   rule           A of         weight w              gamma_t
+   paper          calibrated   uni / (uni + cross)   strength w
+   released_new   original     uni / (uni + cross)   0 if w < 0.6 or text > 0.5, else strength w
+   released       original     cross / (uni + cross) min(0.6, strength w), times (1 + cos(pi min(1, (text - 0.4) / 0.2))) / 2 if
+                                                     text > 0.4, times (w / 0.6)^2 if w < 0.6
+
+   uni and cross are A per sink, text the sum of A over the positions after the media. Under the released rules
+   gamma_t <- m gamma_(t-1) + (1 - m) gamma_t with momentum m = 0.5 from gamma = 0, and the first token has gamma = 0.
 4. log P = gamma_t log P_calibrated + (1 - gamma_t) log P_original.
 
-Source: Jung et al. 2026, "Probing Cross-modal Information Hubs in Audio-Visual LLMs", arXiv:2605.10815. Released code:
-model/modeling_qwen2_5_omni_low.py:1505, 1553-1570 (the edit, commented out: alpha 0.2, blocks 6 of 28 on, rows after the
-media), logic/adaptive_guidance_complex.py (target layers 18 to 25 of 28, N = 3).
+The more attention drifts to unimodal sinks, the more the calibrated stream guides (`released` has it the other way round).
 
-Differs from the released code: that code cannot run as published, and its weight is inverted, cross / (uni + cross); here the
-paper's. Its gates and momentum, which the paper does not define, are left out. Layers scale with the model's depth.
-Where a prompt has no uni or no cross sinks, gamma is 0: its logits are the original stream's, untouched.
+Source: Jung et al. 2026, "Probing Cross-modal Information Hubs in Audio-Visual LLMs", arXiv:2605.10815. Released code,
+kaistmm/crossmodal-hub: model/modeling_qwen2_5_omni_low.py:1505, 1553-1570 (the edit, commented out: alpha 0.2, blocks 6 of 28
+on, rows after the media, cross sinks only: `alpha_uni=0`); logic/adaptive_guidance_complex.py (`released`: target layers 18
+to 25 of 28, strength 0.5, N = 3); logic/adaptive_guidance_new.py, deleted, in commit cd51080 (`released_new`).
+
+Differs from the released code: that code cannot run as published, and runs a third stream, a second copy of the original;
+here there are two, rows of one batch. The paper's own gates are not public: its rule has none by default. Layers scale
+with the model's depth. Under the released rules a modality without such sinks adds 0. Where a prompt has no uni or no
+cross sinks, gamma is 0: its logits are the original stream's, untouched.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens import names
-from avlens.analyses.dominance import Hubs, modality_dominance, read_by_modality, split_sinks
-from avlens.analyses.sinks import find_sink_dims, find_sinks, sink_energy
+from avlens.analyses.dominance import Hubs
+from avlens.analyses.sinks import find_sink_dims
+from avlens.decoding.last_row import LastRow
 from avlens.errors import DecodingError
-from avlens.hooks import FwdHook, HookPoint, on_rows
+from avlens.hooks import Again, FwdHook, HookPoint, current_run, on_rows, stream_rows
+from avlens.hubs import find_hubs
 from avlens.inputs import AVInputs
-from avlens.interventions import reweight
 from avlens.tokens import TokenMap, TokenSet
+
+Rule = Literal["paper", "released_new", "released"]
+Readers = Literal["after_media", "last"]
 
 
 @dataclass(frozen=True)
@@ -41,41 +58,84 @@ class ASD:
     """The method's settings.
 
     Attributes:
-        alpha: How much the calibrated stream's scores change.
-        strength: What gamma is multiplied by; at 0 nothing is mixed.
+        alpha: How much the calibrated stream's scores rise at cross sinks.
+        strength: What the weight is multiplied by, in [0, 1]; at 0 nothing is mixed. By default 1 under the paper's rule and
+            0.5 under the released ones.
+        rule: How gamma follows from attention, as in the table above.
+        alpha_uni: How much scores fall at uni sinks; by default alpha.
         n: The N of sink(N).
+        readers: Which rows are edited: those after the media and all that are written, or, of the prompt, its last only.
         edit_layers: Blocks whose scores are edited; by default those from 6/28 of the depth on.
         target_layers: Blocks whose attention gamma is computed from; by default 18/28 to 26/28 of the depth.
-        sink_dims: Sink dimensions; by default found in the model's text-only pass.
+        sink_dims: Sink dimensions; by default found in the model's text-only pass, at each call.
+        momentum: How much of gamma is the last step's, in [0, 1); by default 0, and 0.5 under the released rules.
+        least_weight: The released rules' threshold on w.
+        most_text: Their threshold on text; by default 0.5 for `released_new` and 0.4 for `released`.
     """
 
     alpha: float = 0.2
-    strength: float = 1.0
+    strength: float | None = None
+    rule: Rule = "paper"
+    alpha_uni: float | None = None
     n: float = 3
+    readers: Readers = "after_media"
     edit_layers: tuple[int, ...] | None = None
     target_layers: tuple[int, ...] | None = None
     sink_dims: tuple[int, ...] | None = None
+    momentum: float | None = None
+    least_weight: float = 0.6
+    most_text: float | None = None
 
     def start(self, model: Any, inputs: AVInputs) -> "ASDRun":
         """Find each prompt's sinks and split them.
 
         Raises:
-            DecodingError: If alpha or strength is negative, or strength above 1.
+            DecodingError: If a setting is out of range.
         """
-        if self.alpha < 0 or not 0 <= self.strength <= 1:
-            raise DecodingError(
-                f"alpha is {self.alpha} and strength {self.strength}. Pass alpha >= 0 and a strength in [0, 1]."
-            )
+        self._check()
         depth = model.cfg.n_layers
         first, target = depth * 6 // 28, range(depth * 18 // 28, max(depth * 18 // 28 + 1, depth * 26 // 28))
         dims = find_sink_dims(model).dims.tolist() if self.sink_dims is None else self.sink_dims
+        hubs = [find_hubs(model, row, dims, n=self.n).hubs for row in inputs]
         return ASDRun(
             method=self,
             inputs=inputs,
-            hubs=[_hubs(model, row, tuple(dims), self.n) for row in inputs],
+            hubs=hubs,
             edit_layers=list(range(first, depth) if self.edit_layers is None else self.edit_layers),
-            target_layers=list(target if self.target_layers is None else self.target_layers),
+            last_row=LastRow(list(target if self.target_layers is None else self.target_layers)),
+            n_streams=2 if any(self.guides(one) for one in hubs) else 1,
         )
+
+    def guides(self, hubs: Hubs) -> bool:
+        """Whether a prompt with these sinks is guided at all."""
+        edits = self.alpha > 0 or self.lowered > 0
+        return bool(hubs.uni) and bool(hubs.cross) and edits and self.base > 0
+
+    @property
+    def base(self) -> float:
+        """The strength, by default the rule's."""
+        return self.strength if self.strength is not None else 1.0 if self.rule == "paper" else 0.5
+
+    @property
+    def lowered(self) -> float:
+        """How much scores fall at uni sinks."""
+        return self.alpha if self.alpha_uni is None else self.alpha_uni
+
+    @property
+    def inertia(self) -> float:
+        """The momentum, by default the rule's."""
+        return self.momentum if self.momentum is not None else 0.0 if self.rule == "paper" else 0.5
+
+    def _check(self) -> None:
+        if self.alpha < 0 or self.lowered < 0 or not 0 <= self.base <= 1 or not 0 <= self.inertia < 1:
+            raise DecodingError(
+                f"alpha is {self.alpha}, alpha_uni {self.alpha_uni}, strength {self.strength} and momentum {self.momentum}. Pass "
+                "alpha >= 0, alpha_uni >= 0, a strength in [0, 1] and a momentum in [0, 1)."
+            )
+        if self.rule not in ("paper", "released_new", "released"):
+            raise DecodingError(f"rule is {self.rule!r}. Pass 'paper', 'released_new' or 'released'.")
+        if self.readers not in ("after_media", "last"):
+            raise DecodingError(f"readers is {self.readers!r}. Pass 'after_media' or 'last'.")
 
 
 @dataclass(eq=False)
@@ -86,31 +146,31 @@ class ASDRun:
     inputs: AVInputs
     hubs: list[Hubs]
     edit_layers: list[int]
-    target_layers: list[int]
-    n_streams: int = 2
+    last_row: LastRow
+    n_streams: int
+    n_hooked: int = 1
     gammas: list[Tensor] = field(default_factory=list)
-    _seen: dict[str, Tensor] = field(default_factory=dict)
 
     def prompts(self, stream: int) -> AVInputs:  # noqa: ARG002
         """Both streams read the same prompts."""
         return self.inputs
 
-    def hooks(self, stream: int) -> list[FwdHook]:
-        """The calibrated stream's edits, and what gamma is computed from; the original is left alone."""
-        if stream == 0:
+    def hooks(self) -> list[FwdHook]:
+        """The calibrated stream's edits, and what gamma is computed from."""
+        if self.n_streams == 1:
             return []
-        edits: list[FwdHook] = []
-        for row, hubs in enumerate(self.hubs):
-            readers = _after_media(self.inputs[row].tokens)
-            for sinks, change in ((hubs.cross, self.method.alpha), (hubs.uni, -self.method.alpha)):
-                if sinks and change and self._guides(hubs):
-                    edits += on_rows(reweight(readers, sinks, change, layers=self.edit_layers), [row])
-        return edits + [(names.at("pattern", layer), _LastRow(self._seen)) for layer in self.target_layers]
+        original, calibrated = (stream_rows(stream, len(self.inputs)) for stream in (0, 1))
+        edit = self._calibrate()
+        edits = on_rows([(names.at("attn_scores", layer), edit) for layer in self.edit_layers], calibrated)
+        return edits + on_rows(self.last_row.hooks(), calibrated if self.method.rule == "paper" else original)
 
-    def mix(self, logits: Float[Tensor, "stream batch d_vocab"]) -> Float[Tensor, "batch d_vocab"]:
+    def mix(self, logits: Float[Tensor, "stream batch d_vocab"], again: Again) -> Float[Tensor, "batch d_vocab"]:  # noqa: ARG002
         """Mix: gamma log P_calibrated + (1 - gamma) log P_original; the original's own logits where gamma is 0."""
-        gamma = torch.tensor([self._gamma(row, hubs) for row, hubs in enumerate(self.hubs)], device=logits.device)
-        self.gammas.append(gamma.cpu())
+        gamma = self._gamma()
+        self.gammas.append(gamma)
+        if self.n_streams == 1:
+            return logits[0].float()
+        gamma = gamma.to(logits.device)
         original, calibrated = logits.float().log_softmax(-1)
         mixed = original + gamma[:, None] * (calibrated - original)
         return torch.where(gamma[:, None] > 0, mixed, logits[0].float())
@@ -122,42 +182,105 @@ class ASDRun:
             "gamma": gammas,
             "hubs": tuple(self.hubs),
             "edit_layers": self.edit_layers,
-            "target_layers": self.target_layers,
+            "target_layers": list(self.last_row.layers),
         }
 
-    def _guides(self, hubs: Hubs) -> bool:
-        return bool(hubs.uni) and bool(hubs.cross) and self.method.strength > 0 and self.method.alpha > 0
+    def _calibrate(self) -> "Calibrate":
+        n, length = self.inputs.shape
+        change, first = torch.zeros(n, length), torch.zeros(n, dtype=torch.long)
+        for row, (hubs, pad) in enumerate(zip(self.hubs, self.inputs.padding.tolist(), strict=True)):
+            tokens = self.inputs.prompts[row].tokens
+            first[row] = _after_media(tokens) if self.method.readers == "after_media" else len(tokens) - 1
+            if self.method.guides(hubs):
+                change[row, hubs.cross.positions + pad] = self.method.alpha
+                change[row, hubs.uni.positions + pad] = -self.method.lowered
+        return Calibrate(change, first)
 
-    def _gamma(self, row: int, hubs: Hubs) -> float:
-        if not self._guides(hubs):
+    def _gamma(self) -> Float[Tensor, " batch"]:
+        """The strength of each row at this step."""
+        wanted = torch.tensor([self._wanted(row, hubs) for row, hubs in enumerate(self.hubs)])
+        inertia = self.method.inertia
+        return inertia * self.gammas[-1] + (1 - inertia) * wanted if self.gammas else wanted
+
+    def _wanted(self, row: int, hubs: Hubs) -> float:
+        method, first_token = self.method, not self.gammas
+        if not method.guides(hubs) or (first_token and method.rule != "paper"):
             return 0.0
-        pad = int(self.inputs.padding[row])
-        rows = torch.stack([pattern[row].float().mean(0) for pattern in self._seen.values()])  # layer key_pos
-        uni, cross = (
-            float(rows[:, (sinks.positions + pad).to(rows.device)].mean()) for sinks in (hubs.uni, hubs.cross)
-        )
-        return self.method.strength * uni / (uni + cross) if uni + cross > 0 else 0.0
+        tokens = self.inputs.prompts[row].tokens
+        attention = self.last_row.of(row, self.inputs.padding).mean(0).cpu()
+        if method.rule == "paper":
+            uni, cross = (float(attention[sinks.positions].mean()) for sinks in (hubs.uni, hubs.cross))
+            return method.base * share(uni, cross)
+        uni, cross = (_per_modality(attention, sinks, tokens) for sinks in (hubs.uni, hubs.cross))
+        text = float(attention[_after_media(tokens) :].sum())
+        if method.rule == "released_new":
+            most = 0.5 if method.most_text is None else method.most_text
+            return gated(share(uni, cross), text, method.base, least_weight=method.least_weight, most_text=most)
+        most = 0.4 if method.most_text is None else method.most_text
+        return faded(share(cross, uni), text, method.base, least_weight=method.least_weight, most_text=most)
 
 
 @dataclass(frozen=True, eq=False)
-class _LastRow:
-    """Keeps the last query's attention. Works row by row: of several chunks the last one is kept."""
+class Calibrate:
+    """s <- s + change |s|, for rows from a position on. Works row by row.
 
-    seen: dict[str, Tensor]
+    Attributes:
+        change: Of each key, padding included; keys beyond it are left alone. Not 0 only before the first reader, so that
+            every reader may read what changes.
+        first_reader: The first row of each prompt that is edited.
+    """
+
+    change: Float[Tensor, "batch pos"]
+    first_reader: Int[Tensor, " batch"]
     row_wise: bool = True
 
-    def __call__(self, pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint) -> None:
-        self.seen[str(hook.name)] = pattern[:, :, -1]
+    def __call__(
+        self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
+    ) -> Float[Tensor, "batch head query_pos key_pos"] | None:
+        """A copy of the scores, calibrated; None where no row reads after the media."""
+        run = current_run(hook)
+        assert run is not None
+        # On the CPU, where looking at it costs no synchronisation.
+        reads = run.query_index[None] - run.padding[:, None] >= self.first_reader[:, None]
+        if not bool(reads.any()):
+            return None
+        n = min(scores.shape[-1], self.change.shape[1])
+        change = self.change[:, None, None, :n].to(scores)
+        if not bool(reads.all()):
+            change = change * reads[:, None, :, None].to(scores)
+        edited = scores.clone()
+        # A key that may not be read has -inf, which must stay so: it never changes.
+        before = scores[..., :n]
+        edited[..., :n] = torch.where(change == 0, before, torch.addcmul(before, change, before.abs()))
+        return edited
 
 
-def _hubs(model: Any, row: AVInputs, dims: tuple[int, ...], n: float) -> Hubs:
-    keep = [sink_energy(dims), *read_by_modality(row.tokens)]
-    _, cache = model.run_with_cache(row, names_filter=[], reductions=keep, logits_at=row.tokens.last)
-    return split_sinks(modality_dominance(cache, find_sinks(cache, dims).top(n)))
+def share(one: float, other: float) -> float:
+    """`one` / (`one` + `other`); 0 where both are."""
+    return one / (one + other) if one + other > 0 else 0.0
 
 
-def _after_media(tokens: TokenMap) -> TokenSet:
-    """Every position after the last audio or video token, and all that are generated."""
-    media = tokens.media
-    first = int(media.positions.max()) + 1 if media else 0
-    return tokens.at(range(first, len(tokens))) | tokens.generated
+def gated(weight: float, text: float, base: float, *, least_weight: float = 0.6, most_text: float = 0.5) -> float:
+    """Strength by the rule `released_new`: nothing below a weight or above a text mass."""
+    return 0.0 if weight < least_weight or text > most_text else base * weight
+
+
+def faded(weight: float, text: float, base: float, *, least_weight: float = 0.6, most_text: float = 0.4) -> float:
+    """Strength by the rule `released`: at most 0.6, fading out as text mass rises by 0.2, and below a weight."""
+    strength = min(0.6, base * weight)
+    if text > most_text:
+        strength *= 0.5 * (1 + math.cos(math.pi * min(1.0, (text - most_text) / 0.2)))
+    if weight < least_weight:
+        strength *= (weight / least_weight) ** 2
+    return strength
+
+
+def _per_modality(attention: Float[Tensor, " pos"], sinks: TokenSet, tokens: TokenMap) -> float:
+    """Mean attention per video sink plus that per audio sink, as the released code sums them."""
+    groups = [sinks & tokens.video, sinks & tokens.audio]
+    return sum(float(attention[group.positions].mean()) for group in groups if group)
+
+
+def _after_media(tokens: TokenMap) -> int:
+    """The first position after the last audio, video or image token."""
+    return int(tokens.media.positions.max()) + 1 if tokens.media else 0

@@ -71,6 +71,7 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         site: Short name of an activation with positions second: `resid_pre`, `ln1.normalized`, `k`, `attn_out`, ...
 
     Raises:
+        BatchError: If the cache holds several prompts, or none with a batch axis.
         HookError: If `site` has no position axis to patch.
         LayerError: If the cache does not hold `site` in one of `layers`.
         PositionError: If `tokens` belongs to a prompt of another layout than the cache.
@@ -79,6 +80,7 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         raise HookError(
             f"{site} has no axis of positions that could be patched. Use knockout or reweight for attention."
         )
+    cache.require_batch_axis()
     held = cache.layers(site)
     chosen = _chosen(site, layers, held, cache)
     if tokens.layout != cache.tokens.layout:

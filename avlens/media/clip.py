@@ -228,7 +228,7 @@ class Clip:
             raise MediaError(
                 f"{self!r} has nothing to add noise to with video={video}, audio={audio}. Set one to True."
             )
-        signal = _signal_kept(step)
+        signal = signal_kept(step)
         frames, waveform = self.frames, self.waveform
         if frames is not None and video:
             frames = _noised_frames(frames, signal, torch.Generator().manual_seed(2 * seed))
@@ -334,7 +334,7 @@ class Clip:
         return f"<div>{''.join(parts)}</div>"
 
 
-def _signal_kept(step: int) -> float:
+def signal_kept(step: int) -> float:
     """Alpha-bar: how much of the variance is still signal after the step."""
     betas = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5
     return float((1 - betas).cumprod(0)[step])

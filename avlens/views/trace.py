@@ -16,7 +16,12 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
     fig = figure(
         f"Indirect effect of {counted(len(trace.sets), 'patched set')}",
         note=joined(
-            [f"{trace.site} of {layers}", _probabilities(trace), "dotted: total effects", origin(trace.made_by, tokens)]
+            [
+                f"{', '.join(trace.sites)} of {layers}",
+                _probabilities(trace),
+                "dotted: total effects",
+                origin(trace.made_by, tokens),
+            ]
         ),
         height=460,
     )

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avlens.analyses.dominance import ModalityDominance, modality_dominance, read_by_modality, split_sinks
+from avlens.analyses.dominance import (
+    ModalityDominance,
+    head_dominance,
+    modality_dominance,
+    read_by_modality,
+    spearman,
+    split_sinks,
+)
 from avlens.cache import AVCache
 from avlens.errors import BatchError, MissingActivationError, PositionError
 from avlens.inputs import AVInputs
@@ -115,3 +122,48 @@ def test_errors_say_what_to_do():
     row = modality_dominance(both.row(1), inputs.tokens.media)
     assert row.score.shape == (3, len(inputs.tokens.media))
     assert replace(row, layers=(7,)).layers == (7,)
+
+
+@given(st.integers(0, 2**16), st.integers(1, 4))
+@settings(deadline=None, max_examples=15)
+def test_per_head_and_with_fixed_queries_it_is_the_same_formula(seed, heads):
+    kinds = "tvavvaavtva"
+    pattern = random_pattern(seed, heads, len(kinds))
+    cache = cache_of(pattern, kinds)
+    asked = cache.tokens.at([5, 7, 9, 10])
+    per_head = head_dominance(cache, cache.tokens.all, queries=asked)
+    for head in range(heads):
+        alone = cache_of(pattern[head : head + 1], kinds)
+        expected = modality_dominance(alone, alone.tokens.all, queries=alone.tokens.at([5, 7, 9, 10])).score
+        torch.testing.assert_close(per_head.score[:, head], expected, equal_nan=True)
+    # By hand at position 0: video asks at 7 and 9, audio at 5 and 10.
+    v, a = float(pattern[:, [7, 9], 0].mean()), float(pattern[:, [5, 10], 0].mean())
+    fixed = modality_dominance(cache, cache.tokens.at([0]), queries=asked)
+    assert fixed.score.item() == pytest.approx((v - a) / (v + a), abs=1e-5)
+    assert len(per_head.to_frame()) == heads * len(kinds)
+
+
+def test_fixed_queries_can_be_streamed():
+    model = tiny_model(n_layers=2)
+    inputs = model.prepare(tiny_clip(5.0), "what do you hear ?")
+    asked = inputs.tokens.seconds(4.0, 5.0)
+    _, stored = model.run_with_cache(inputs, names_filter=["pattern"])
+    keep = [*read_by_modality(inputs.tokens), *read_by_modality(inputs.tokens, asked)]
+    _, streamed = model.run_with_cache(inputs, names_filter=[], reductions=keep)
+    for queries in (None, asked):
+        slow, fast = (
+            modality_dominance(cache, inputs.tokens.media, queries=queries).score for cache in (stored, streamed)
+        )
+        torch.testing.assert_close(fast, slow, equal_nan=True, atol=1e-4, rtol=1e-4)
+
+
+def test_the_distribution_and_the_confound_by_hand():
+    result = scored([0.1, 0.2, 0.3, 0.4, float("nan"), -0.5], "vvvvva")
+    shown = result.distribution()
+    assert shown.loc["video", ["sinks", "scored", "median"]].tolist() == pytest.approx([5, 4, 0.25])
+    assert shown.loc["video", "iqr"] == pytest.approx(0.15)
+    confound = result.position_confound()
+    assert confound.loc["video", "spearman"] == pytest.approx(1.0)
+    assert confound.loc["video", "share_unscored"] == pytest.approx(0.2)
+    assert confound.loc["audio", "spearman"] != confound.loc["audio", "spearman"]  # NaN: one sink has no rank
+    assert spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 1, 3, 2])) == pytest.approx(-0.4)

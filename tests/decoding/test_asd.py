@@ -4,11 +4,13 @@ import torch
 from avlens import HookedAVModel
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.decoding import ASD
+from avlens.decoding.asd import faded, gated, share
 from avlens.errors import DecodingError
 from avlens.hooks import on_rows
 from avlens.inputs import AVInputs
 from avlens.interventions import knockout, reweight
 from avlens.testing import tiny_clip, tiny_model
+from tests.helpers import assert_equal, scores_of, with_answer
 
 REQUEST = "describe the clip ."
 
@@ -23,7 +25,7 @@ def inputs(model):
     return model.prepare(ball_and_bell(4.0, fps=2.0), REQUEST)
 
 
-@pytest.mark.parametrize("method", [ASD(alpha=0.0), ASD(strength=0.0)])
+@pytest.mark.parametrize("method", [ASD(alpha=0.0), ASD(strength=0.0), ASD(strength=0.0, rule="released")])
 def test_without_strength_it_is_vanilla_decoding(model, inputs, method):
     vanilla = model.generate(inputs, 12)
     assert torch.equal(model.generate(inputs, 12, decoding=method).tokens, vanilla.tokens)
@@ -31,26 +33,71 @@ def test_without_strength_it_is_vanilla_decoding(model, inputs, method):
     assert torch.equal(stock[:, inputs.shape[1] :], vanilla.tokens)
 
 
-def test_the_mix_is_the_papers_formula(model, inputs):
-    method = ASD(alpha=0.8)
-    out = model.generate(inputs, 1, decoding=method, output_logits=True, return_dict_in_generate=False)
-    run = method.start(model, inputs)
-    hubs, tokens = run.hubs[0], inputs.tokens
-    readers = tokens.at(range(int(tokens.media.positions.max()) + 1, len(tokens)))
-    edits = reweight(readers, hubs.cross, 0.8, layers=run.edit_layers) + reweight(
-        readers, hubs.uni, -0.8, layers=run.edit_layers
+def slowly(model, inputs, run, method, written, previous):
+    """gamma and mixed log-probabilities of the token after `written`, by two whole forward passes."""
+    longer, hubs, n = with_answer(inputs, written), run.hubs[0], len(inputs.tokens)
+    tokens, after = longer.tokens, int(inputs.tokens.media.positions.max()) + 1
+    cross, uni = (tokens.at(list(sinks)) for sinks in (hubs.cross, hubs.uni))
+    readers = tokens.at(range(after if method.readers == "after_media" else n - 1, len(tokens)))
+    edits = reweight(readers, cross, method.alpha, layers=run.edit_layers)
+    edits += reweight(readers, uni, -method.lowered, layers=run.edit_layers)
+    original, clean = model.run_with_cache(longer, names_filter=["pattern"])
+    calibrated, edited = model.run_with_cache(longer, names_filter=["pattern"], fwd_hooks=edits)
+
+    def paid(cache, sinks):
+        return torch.stack([cache["pattern", i][0, :, -1][:, list(sinks)].mean() for i in run.last_row.layers]).mean()
+
+    if method.rule == "paper":
+        u, c = paid(edited, hubs.uni), paid(edited, hubs.cross)
+        gamma = method.base * float(u / (u + c))
+    elif previous is None:
+        gamma = 0.0
+    else:
+        u, c = (sum(paid(clean, s & kind) for kind in (tokens.video, tokens.audio) if s & kind) for s in (uni, cross))
+        text = float(
+            torch.stack([clean["pattern", i][0, :, -1, after:].sum(-1).mean() for i in run.last_row.layers]).mean()
+        )
+        rule = {"released_new": gated, "released": faded}[method.rule]
+        weight = float(u / (u + c)) if method.rule == "released_new" else float(c / (u + c))
+        most = 0.9 if method.most_text is not None else 0.4
+        gamma = 0.5 * previous + 0.5 * rule(weight, text, method.base, least_weight=method.least_weight, most_text=most)
+    first, second = original[0, -1].log_softmax(-1), calibrated[0, -1].log_softmax(-1)
+    return gamma, gamma * second + (1 - gamma) * first
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ASD(alpha=0.8),
+        ASD(alpha=0.8, alpha_uni=0.3, readers="last", strength=0.7),
+        ASD(alpha=0.8, rule="released_new", least_weight=0.2, most_text=0.9),
+        ASD(alpha=0.8, rule="released", most_text=0.9, strength=1.0),
+        ASD(alpha=0.8, alpha_uni=0.0, rule="released"),
+    ],
+)
+def test_each_step_is_the_formula_by_two_whole_passes(model, inputs, method):
+    out, steps = scores_of(model, inputs, 4, method)
+    run, gamma = method.start(model, inputs), None
+    for step in range(4):
+        gamma, mixed = slowly(model, inputs, run, method, out.tokens[0, :step], gamma)
+        assert out.records["gamma"][0, step].item() == pytest.approx(gamma, rel=1e-3, abs=1e-6)
+        assert_equal(steps[0, step].log_softmax(-1), mixed.log_softmax(-1), 1e-4)
+    assert gamma > 0
+
+
+def test_the_released_rules_by_hand():
+    assert share(0.3, 0.1) == pytest.approx(0.75) and share(0, 0) == 0
+    assert gated(0.59, 0.1, 0.5) == 0 and gated(0.7, 0.51, 0.5) == 0 and gated(0.7, 0.5, 0.5) == pytest.approx(0.35)
+    assert faded(0.8, 0.4, 0.5) == pytest.approx(0.4) and faded(0.8, 0.1, 1.0) == pytest.approx(0.6)
+    assert faded(0.8, 0.5, 0.5) == pytest.approx(0.2) and faded(0.8, 0.7, 0.5) == pytest.approx(0, abs=1e-9)
+    assert faded(0.3, 0.0, 0.5) == pytest.approx(0.15 * 0.25)
+
+
+def test_momentum_under_the_papers_rule_starts_at_the_first_tokens_gamma(model, inputs):
+    plain, slow = (
+        model.generate(inputs, 2, decoding=ASD(momentum=m), eos_token_id=None).records["gamma"][0] for m in (0.0, 0.9)
     )
-    calibrated, cache = model.run_with_cache(inputs, names_filter=["pattern"], fwd_hooks=edits)
-    rows = torch.stack([cache["pattern", layer][0, :, -1].mean(0) for layer in run.target_layers])
-    uni, cross = (float(rows[:, sinks.positions].mean()) for sinks in (hubs.uni, hubs.cross))
-    gamma = uni / (uni + cross)
-    assert out.records["gamma"][0, 0].item() == pytest.approx(gamma, rel=1e-4)
-    original = model(inputs)[0, -1].log_softmax(-1)
-    mixed = gamma * calibrated[0, -1].log_softmax(-1) + (1 - gamma) * original
-    logits = torch.stack([model(inputs)[:, -1], calibrated[:, -1]])
-    run._seen = {str(layer): cache["pattern", layer][:, :, -1] for layer in run.target_layers}
-    torch.testing.assert_close(run.mix(logits)[0], mixed, atol=1e-4, rtol=1e-4)
-    assert out.tokens.item() == int(mixed.argmax())
+    assert slow[0] == plain[0] and float(slow[1]) == pytest.approx(float(0.9 * slow[0] + 0.1 * plain[1]), rel=1e-2)
 
 
 def test_it_changes_what_is_written_here(model):
@@ -92,11 +139,29 @@ def test_sampling_is_seeded(model, inputs):
     assert torch.equal(model.generate(inputs, 8, **options).tokens, model.generate(inputs, 8, **options).tokens)
 
 
+def named(**wrong):
+    """Settings that the tests' type checks would not let through."""
+    method = ASD()
+    for name, value in wrong.items():
+        object.__setattr__(method, name, value)
+    return method
+
+
 def test_what_cannot_run_is_refused(model, inputs):
     with pytest.raises(DecodingError, match=r"AVInputs\.batch"):
         model.generate(inputs, 4, decoding=ASD(), num_beams=2)
     with pytest.raises(DecodingError, match="alpha >= 0"):
         model.generate(inputs, 4, decoding=ASD(alpha=-1.0))
+    wrong = {
+        "a strength in": ASD(strength=2.0),
+        "a momentum in": ASD(momentum=1.0),
+        "alpha_uni >= 0": ASD(alpha_uni=-1.0),
+        "'released_new'": named(rule="new"),
+        "'after_media' or 'last'": named(readers="all"),
+    }
+    for says, method in wrong.items():
+        with pytest.raises(DecodingError, match=says):
+            model.generate(inputs, 4, decoding=method)
     model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: None)
     try:
         with pytest.raises(DecodingError, match=r"reset_hooks\(\)"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from avlens import patch
-from avlens.errors import HookError, LayerError, PositionError
+from avlens.errors import BatchError, HookError, LayerError, PositionError
 from avlens.hooks import HookPoint
 from avlens.inputs import AVInputs
 from avlens.interventions.patch import Patch
@@ -62,6 +62,10 @@ def test_what_cannot_be_patched_is_refused_with_what_to_do():
         patch(CACHE, TOKENS.audio, layers=[3])
     with pytest.raises(KeyError, match="is not in this cache"):
         patch(MODEL.run_with_cache(INPUTS, "k")[1], TOKENS.audio)
+    with pytest.raises(BatchError, match="lost its batch axis. Run again without remove_batch_dim"):
+        patch(MODEL.run_with_cache(INPUTS, remove_batch_dim=True)[1], TOKENS.audio)
+    with pytest.raises(BatchError, match=r"holds 2 prompts. Choose one, such as cache.row\(0\)"):
+        patch(MODEL.run_with_cache(AVInputs.batch([INPUTS, INPUTS]))[1], TOKENS.audio)
     longer = MODEL.prepare(CLIP, "what do you hear now ?").tokens
     with pytest.raises(PositionError, match="another layout than the cache's"):
         patch(CACHE, longer.audio)

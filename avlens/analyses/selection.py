@@ -1,0 +1,425 @@
+"""Unimodal dominance: for which clips does one modality alone decide the answer?
+
+A multiple-choice question is asked three times: with both modalities, with audio only (the video corrupted), and with video
+only (the audio corrupted). With the three answers y,
+
+    audio-dominant:  y_both == y_audio  and  y_video != y_both
+    video-dominant:  y_both == y_video  and  y_audio != y_both
+
+For causal tracing then o_clean = y_both, whether or not it is right, and o_corrupt = the answer of the run in which the dominant
+modality is corrupted. P of an answer is the larger probability, after the prompt, of the first token of "K" and of " K".
+
+Source: Jung et al. 2026, "Probing Cross-modal Information Hubs in Audio-Visual LLMs", arXiv:2605.10815; its released code,
+preprocess/step1/output2input_*.py:28-53 (question), utils/logit.py:3-20 (P), infer_with_prob.py:71-87 (corruption).
+
+Differs from the source: P is taken at the first step by default (there: its maximum over all steps; `step="max"`). A clip
+with an answer that is no letter is neither (there: its first character counts, whatever it is). Corruption comes before the
+encoders, so the prompts' layouts are equal, which is checked. Zeros are far from what models are trained on; hence `swap`,
+`noise` and `mean`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from avlens.errors import DatasetError, MediaError, PromptError
+from avlens.inputs import AVInputs
+from avlens.media import Clip
+from avlens.samples import Opened, Sample, open_clip, read_clip
+
+Corruption = Literal["zero", "swap", "noise", "mean"]
+Dominant = Literal["audio", "video", "neither"]
+Step = Literal["first", "max"]
+RUNS = ("both", "audio", "video")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The three answers about one clip.
+
+    Attributes:
+        id: Of the sample.
+        answers: The letter chosen with both modalities, audio only and video only; empty where the text has none.
+        texts: What was written.
+        dominant: Which modality alone decides.
+        o_clean: The answer with both.
+        o_corrupt: The answer with the dominant modality corrupted; empty where neither is dominant.
+        p_clean: P of (o_clean, o_corrupt) with both; NaN where there is no such answer.
+        p_corrupt: The same with the dominant modality corrupted.
+        label: The right letter; empty where nobody knows.
+        problem: Why there are no answers; empty where there are.
+    """
+
+    id: str
+    answers: Mapping[str, str] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    dominant: Dominant = "neither"
+    o_clean: str = ""
+    o_corrupt: str = ""
+    p_clean: tuple[float, float] = (float("nan"), float("nan"))
+    p_corrupt: tuple[float, float] = (float("nan"), float("nan"))
+    label: str = ""
+    problem: str = ""
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the answer with both modalities is the label; None where there is no label or no run."""
+        return None if self.problem or not self.label else self.o_clean == self.label
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Clips by which modality decides.
+
+    Attributes:
+        judgements: Of every sample, in order.
+        require_correct: Whether only clips answered correctly are selected.
+        made_by: What made it.
+    """
+
+    judgements: tuple[Judgement, ...]
+    require_correct: bool
+    made_by: Mapping[str, Any]
+
+    @property
+    def audio_dominant(self) -> tuple[Judgement, ...]:
+        """The clips that audio alone decides."""
+        return self._selected("audio")
+
+    @property
+    def video_dominant(self) -> tuple[Judgement, ...]:
+        """The clips that video alone decides."""
+        return self._selected("video")
+
+    @property
+    def skipped(self) -> tuple[Judgement, ...]:
+        """The samples that could not be asked about; each says why."""
+        return tuple(one for one in self.judgements if one.problem)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per sample; dominance and correctness side by side, whatever is required."""
+        rows = [
+            {
+                "dominant": one.dominant, **{f"y_{run}": one.answers.get(run, "") for run in RUNS}, "label": one.label,
+                "correct": one.correct, "o_clean": one.o_clean, "o_corrupt": one.o_corrupt,
+                "TE_clean": one.p_clean[0] - one.p_corrupt[0], "TE_corrupt": one.p_corrupt[1] - one.p_clean[1],
+                "problem": one.problem,
+            }
+            for one in self.judgements
+        ]  # fmt: skip
+        columns = list(rows[0]) if rows else ["dominant", "correct", "problem"]
+        return pd.DataFrame(rows, columns=columns, index=pd.Index([one.id for one in self.judgements], name="id"))
+
+    def _selected(self, dominant: Dominant) -> tuple[Judgement, ...]:
+        chosen = (one for one in self.judgements if one.dominant == dominant)
+        return tuple(one for one in chosen if one.correct or not self.require_correct)
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.audio_dominant)} audio-dominant, {len(self.video_dominant)} video-dominant"
+        correct = " and correct" if self.require_correct else ""
+        return f"Selection({counts}{correct} of {len(self.judgements)} samples, {len(self.skipped)} skipped)"
+
+
+def unimodal_dominance(
+    model: Any,
+    samples: Iterable[Sample],
+    *,
+    corrupt: Corruption = "zero",
+    require_correct: bool = False,
+    step: Step = "first",
+    max_new_tokens: int = 4,
+    seed: int = 0,
+    save_to: str | Path | None = None,
+    read: Callable[[Sample], Clip] = read_clip,
+    progress: bool = False,
+) -> Selection:
+    """Ask three times about each sample, and say which modality decides.
+
+    Args:
+        model: A HookedAVModel.
+        samples: With options. A clip that cannot be read, or lacks a modality, is skipped with its reason.
+        corrupt: `zero`: silence, black frames. `swap`: sound or frames of the next sample with another label. `noise`: VCD's at
+            step 500. `mean`: one colour, the clip's mean, and its mean sample, which is close to silence.
+        require_correct: Whether to select only clips that are answered correctly; the paper does not.
+        step: Whether P is taken at the first step, or is its maximum over all steps.
+        max_new_tokens: How much to write at most.
+        seed: Of the noise.
+        save_to: A jsonl file to append each judgement to. What it holds already is not asked again, but what was skipped is.
+        read: Opens a sample's clip.
+        progress: Whether to show a bar.
+
+    Raises:
+        DatasetError: If a sample has no options, two have one id, or the file was made with other settings or questions.
+        PromptError: If there is no such corruption, or it changed the layout of a prompt.
+    """
+    listed = _checked(samples)
+    made_by = model.made_by(corrupt=corrupt, step=step, max_new_tokens=max_new_tokens, seed=seed)
+    settings = {key: made_by[key] for key in ("model", "dtype", "corrupt", "step", "max_new_tokens", "seed")}
+    done = {} if save_to is None else read_judgements(save_to, settings, listed)
+    judgements = []
+    for index, sample in enumerate(tqdm(listed, desc="judging", unit="clip", disable=not progress)):
+        before = done.get(sample.id)
+        if before is not None and not before.problem:
+            judgements.append(before)
+            continue
+        opened = open_clip(sample, read)
+        other = _partner(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
+        judgement = judge(
+            model, opened, corrupt=corrupt, other=other, step=step, max_new_tokens=max_new_tokens, seed=seed
+        )
+        if save_to is not None and (before is None or judgement.problem != before.problem):
+            _append(Path(save_to), judgement, settings, _asks(sample))
+        judgements.append(judgement)
+    return Selection(tuple(judgements), require_correct, made_by)
+
+
+def judge(
+    model: Any,
+    opened: Opened,
+    *,
+    corrupt: Corruption = "zero",
+    other: Clip | None = None,
+    step: Step = "first",
+    max_new_tokens: int = 4,
+    seed: int = 0,
+) -> Judgement:
+    """Ask three times about one sample.
+
+    Args:
+        model: A HookedAVModel.
+        opened: A sample with its clip, or with the reason why it has none, which the judgement then repeats.
+        corrupt: As in `unimodal_dominance`.
+        other: The clip that `swap` takes sound and frames from.
+        step: Whether P is taken at the first step, or is its maximum over all steps.
+        max_new_tokens: How much to write at most.
+        seed: Of the noise.
+
+    Raises:
+        PromptError: If there is no such corruption, or it changed the layout of the prompt.
+    """
+    if corrupt not in ("zero", "swap", "noise", "mean"):
+        raise PromptError(f"corrupt is {corrupt!r}. Pass 'zero', 'swap', 'noise' or 'mean'.")
+    sample = opened.sample
+    try:
+        clips = _three_clips(opened, corrupt, other, seed)
+        prompts = {run: _prompt(model, clip, sample) for run, clip in clips.items()}
+    except (MediaError, PromptError) as error:
+        return Judgement(sample.id, label=sample.label, problem=str(error))
+    _check_layouts(prompts)
+    runs = {run: _asked(model, prompt, max_new_tokens) for run, prompt in prompts.items()}
+    texts = {run: answer.text for run, answer in runs.items()}
+    letters = {run: chosen_letter(text, sample.options) for run, text in texts.items()}
+    dominant = dominant_modality(letters["both"], letters["audio"], letters["video"])
+    corrupted = {"audio": "video", "video": "audio"}.get(dominant)
+    outcome = Judgement(sample.id, letters, texts, dominant, letters["both"], label=sample.label)
+    if corrupted is None:
+        return outcome
+    pair = (letters["both"], letters[corrupted])
+    return replace(
+        outcome, o_corrupt=pair[1], p_clean=_probabilities(model, runs["both"], pair, step),
+        p_corrupt=_probabilities(model, runs[corrupted], pair, step),
+    )  # fmt: skip
+
+
+def dominant_modality(both: str, audio: str, video: str) -> Dominant:
+    """Which modality decides, given the answers with both, audio only and video only; an empty one decides nothing."""
+    if not (both and audio and video):
+        return "neither"
+    if both == audio and video != both:
+        return "audio"
+    return "video" if both == video and audio != both else "neither"
+
+
+def chosen_letter(text: str, options: Sequence[str]) -> str:
+    """The letter that an answer chooses: the one that it begins with, or else that of the only option it names; or none."""
+    last = chr(ord("A") + len(options) - 1)
+    if found := re.match(rf"[\s\W]*([A-{last}])(?![\w'])", text):
+        return found.group(1)
+    named = [i for i, option in enumerate(options) if re.search(rf"\b{re.escape(option)}\b", text, re.IGNORECASE)]
+    return chr(ord("A") + named[0]) if len(named) == 1 else ""
+
+
+def read_judgements(
+    path: str | Path, settings: Mapping[str, Any] | None = None, samples: Sequence[Sample] = ()
+) -> dict[str, Judgement]:
+    """The judgements of a jsonl file by sample, the last of each; a line cut short by a crash is passed over.
+
+    Args:
+        path: The file; one that is not there holds none.
+        settings: What they must have been made with, if given.
+        samples: Whose questions must be those that were asked.
+
+    Raises:
+        DatasetError: If one was made with other settings, or its question, options or label were others.
+    """
+    found, asks = {}, {sample.id: _asks(sample) for sample in samples}
+    for number, record in _lines(Path(path)):
+        if settings is not None and record["settings"] != dict(settings):
+            raise DatasetError(
+                f"{path}, line {number} was made with {record['settings']}, not with {dict(settings)}. Save to another file."
+            )
+        stored = record["judgement"]
+        if record["asks"] != asks.get(stored["id"], record["asks"]):
+            raise DatasetError(
+                f"{path}, line {number} answers another question about {stored['id']!r}, or other options. Save to another file."
+            )
+        pairs = {key: tuple(map(_number, stored[key])) for key in ("p_clean", "p_corrupt")}
+        found[stored["id"]] = Judgement(**(stored | pairs))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    text: str
+    steps: tuple[Float[Tensor, " d_vocab"], ...]
+
+
+def _checked(samples: Iterable[Sample]) -> list[Sample]:
+    listed, seen = list(samples), set()
+    for sample in listed:
+        if len(sample.options) < 2:
+            raise DatasetError(
+                f"{sample.id} has {len(sample.options)} options. Dominance needs two or more to choose from."
+            )
+        if sample.id in seen:
+            raise DatasetError(f"two samples have the id {sample.id!r}. Give each its own, or results mix.")
+        seen.add(sample.id)
+    return listed
+
+
+def _partner(samples: Sequence[Sample], index: int, read: Callable[[Sample], Clip]) -> Clip | None:
+    """The clip of the next sample, in a circle, that has another label, can be read, and has both modalities."""
+    own = _event(samples[index])
+    for sample in [*samples[index + 1 :], *samples[:index]]:
+        if own and _event(sample) == own:
+            continue
+        clip = open_clip(sample, read).clip
+        if clip is not None and clip.has_audio and clip.has_video:
+            return clip
+    return None
+
+
+def _event(sample: Sample) -> str:
+    """What the label's letter stands for, since samples list their options in different orders."""
+    return sample.options[sample.letters.index(sample.label)] if sample.label else ""
+
+
+def _three_clips(opened: Opened, corrupt: Corruption, other: Clip | None, seed: int) -> dict[str, Clip]:
+    clip = opened.clip
+    if clip is None:
+        raise MediaError(opened.problem)
+    if not (clip.has_audio and clip.has_video):
+        raise MediaError(f"{clip!r} lacks a modality. Give a clip with frames and sound.")
+    if corrupt == "zero":
+        return {"both": clip, "audio": clip.blanked(), "video": clip.silenced()}
+    if corrupt == "noise":
+        sight, sound = clip.noised(500, seed=seed, audio=False), clip.noised(500, seed=seed, video=False)
+        return {"both": clip, "audio": sight, "video": sound}
+    if corrupt == "mean":
+        return {"both": clip, "audio": _one_colour(clip), "video": _one_sample(clip)}
+    if other is None:
+        raise MediaError(f"nothing to swap {clip!r} with. Give another clip with frames and sound, and another label.")
+    return {"both": clip, "audio": clip.with_video_of(other), "video": clip.with_audio_of(other)}
+
+
+def _one_colour(clip: Clip) -> Clip:
+    assert clip.frames is not None
+    colour = torch.stack([clip.frames[:, c].float().mean() for c in range(3)]).round().to(torch.uint8)
+    return replace(clip, frames=colour[None, :, None, None].expand_as(clip.frames).clone())
+
+
+def _one_sample(clip: Clip) -> Clip:
+    assert clip.waveform is not None
+    return replace(clip, waveform=torch.full_like(clip.waveform, float(clip.waveform.mean())))
+
+
+def _prompt(model: Any, clip: Clip, sample: Sample) -> AVInputs:
+    inputs: AVInputs = model.prepare(clip, sample.question, options=() if sample.lists_options else sample.options)
+    return inputs
+
+
+def _asked(model: Any, inputs: AVInputs, max_new_tokens: int) -> _Answer:
+    steps: list[Tensor] = []
+
+    def keep(_ids: Tensor, logits: Tensor) -> Tensor:
+        steps.append(logits[0].detach().float().cpu())
+        return logits
+
+    out = model.generate(inputs, max_new_tokens, logits_processor=[keep])
+    return _Answer(out.text.strip(), tuple(steps))
+
+
+def _check_layouts(prompts: Mapping[str, AVInputs]) -> None:
+    clean = prompts["both"]
+    for run, inputs in prompts.items():
+        if inputs.tokens.layout != clean.tokens.layout or not torch.equal(inputs.ids, clean.ids):
+            raise PromptError(
+                f"the corrupted prompt of {run} only ({inputs.tokens!r}) has another layout than the clean one "
+                f"({clean.tokens!r}). Corrupt with 'zero', which keeps lengths and sizes."
+            )
+
+
+def _probabilities(model: Any, answer: _Answer, letters: tuple[str, str], step: Step) -> tuple[float, float]:
+    """P of two letters."""
+    chosen = answer.steps[:1] if step == "first" else answer.steps
+    spread = torch.stack(chosen).softmax(-1)
+    first, second = (
+        float(spread[:, _first_ids(model, letter)].max()) if letter else float("nan") for letter in letters
+    )
+    return first, second
+
+
+def _first_ids(model: Any, letter: str) -> list[int]:
+    texts = (letter, f" {letter}")
+    return sorted({int(model.tokenizer(text, add_special_tokens=False)["input_ids"][0]) for text in texts})
+
+
+def _asks(sample: Sample) -> str:
+    """A fingerprint of what is asked: the same clip may be asked about with its options in another order."""
+    asked = json.dumps([sample.question, sample.options, sample.label, sample.start, sample.end])
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _append(path: Path, judgement: Judgement, settings: Mapping[str, Any], asks: str) -> None:
+    record = {"settings": dict(settings), "asks": asks, "judgement": _plain(asdict(judgement))}
+    line = json.dumps(record, ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write(("\n" if cut_short else "") + line + "\n")
+
+
+def _plain(stored: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN; null stands for it."""
+    pairs = {key: [None if value != value else value for value in stored[key]] for key in ("p_clean", "p_corrupt")}
+    return stored | pairs
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if not isinstance(record, dict) or not {"settings", "asks", "judgement"} <= set(record):
+                raise DatasetError(
+                    f"{path}, line {number} is no judgement. Save to a file that only unimodal_dominance writes."
+                )
+            yield number, record

@@ -1,0 +1,51 @@
+"""Which sinks of a prompt are cross-modal hubs? Sinks, modality dominance and the split, in one pass that keeps no pattern.
+
+Source: the first half of Adaptive Sink-guided Decoding, and the tables' sets, in Jung et al. 2026, arXiv:2605.10815.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from avlens.analyses.dominance import Hubs, ModalityDominance, modality_dominance, read_by_modality, split_sinks
+from avlens.analyses.sinks import SinkDims, Sinks, find_sink_dims, find_sinks, sink_energy
+from avlens.inputs import AVInputs
+from avlens.model import HookedAVModel
+
+
+@dataclass(frozen=True, eq=False)
+class PromptHubs:
+    """A prompt's sinks, their scores, and their split by median.
+
+    Attributes:
+        sinks: Every sink, text included.
+        dominance: Scores of the audio and video sinks.
+        hubs: Their split.
+    """
+
+    sinks: Sinks
+    dominance: ModalityDominance
+    hubs: Hubs
+
+
+def find_hubs(
+    model: HookedAVModel,
+    inputs: AVInputs,
+    dims: Iterable[int] | SinkDims | None = None,
+    *,
+    n: float | int | None = None,
+) -> PromptHubs:
+    """Run one prompt and split its sinks.
+
+    Args:
+        model: A HookedAVModel.
+        inputs: One prompt.
+        dims: Sink dimensions; by default found in the model's text-only pass.
+        n: The N of the paper's sink(N); by default every sink counts.
+    """
+    dims = tuple(find_sink_dims(model) if dims is None else dims)
+    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
+    _, cache = model.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
+    sinks = find_sinks(cache, dims)
+    chosen = sinks.tokens & inputs.tokens.media if n is None else sinks.top(n)
+    dominance = modality_dominance(cache, chosen)
+    return PromptHubs(sinks, dominance, split_sinks(dominance))

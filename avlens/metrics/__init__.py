@@ -1,0 +1,1 @@
+"""Numbers that sum up many runs or captions: one file, one metric."""

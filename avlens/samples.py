@@ -1,0 +1,133 @@
+"""What is asked about which clip: one record of a data set, and how its clip is opened.
+
+Readers in `avlens.datasets` yield Samples without opening their files. `open_clips` opens one after the other; a file that is
+missing or broken comes back with its reason instead of a clip, so that one of ten thousand does not end a run.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avlens.errors import DatasetError, MediaError
+from avlens.media import Clip
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record of a data set.
+
+    Attributes:
+        id: Its name, of which a data set has one each.
+        path: Its video or sound; of stills, their folder.
+        question: What is asked. It lists the options itself, or leaves that to the prompt.
+        options: Answers to choose from; they have the letters A, B, ... in this order.
+        label: The right answer: a letter where there are options, else a text; empty where nobody knows.
+        stills: Pictures in order that stand for a video.
+        sound: A file with the sound, where it is not in the video.
+        start: Where the clip begins in the file, in seconds.
+        end: Where it ends.
+        record: What else the data set says.
+    """
+
+    id: str
+    path: Path
+    question: str
+    options: tuple[str, ...] = ()
+    label: str = ""
+    stills: tuple[Path, ...] = ()
+    sound: Path | None = None
+    start: float | None = None
+    end: float | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.options) > len(LETTERS):
+            raise DatasetError(
+                f"{self.id} has {len(self.options)} options. Give at most {len(LETTERS)}, one per letter."
+            )
+        if self.options and self.label and self.label not in self.letters:
+            raise DatasetError(
+                f"{self.id} has the label {self.label!r}, but its options are {self.letters[0]} to {self.letters[-1]}. "
+                "Give the letter of the right option."
+            )
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of its options."""
+        return tuple(LETTERS[: len(self.options)])
+
+    @property
+    def lists_options(self) -> bool:
+        """Whether the question lists the options itself."""
+        lines = {line.strip() for line in self.question.splitlines()}
+        listed = [f"{letter}. {option}" in lines for letter, option in zip(self.letters, self.options, strict=True)]
+        return bool(listed) and all(listed)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A sample with its clip, or with the reason why it has none.
+
+    Attributes:
+        sample: The record.
+        clip: None where it could not be read.
+        problem: Why; empty where it could.
+    """
+
+    sample: Sample
+    clip: Clip | None
+    problem: str
+
+
+def choice_question(question: str, options: Sequence[str], closing: str = "") -> str:
+    """A question that lists its options, one per line with a letter, between a blank line and a closing line."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, "", *lines, *([closing] if closing else [])])
+
+
+def read_clip(
+    sample: Sample, *, fps: float = 2.0, max_frames: int = 768, max_pixels: int | None = None, sample_rate: int = 16000
+) -> Clip:
+    """The clip of a sample: its piece of the file, or its stills (at `fps`), with the sound of another file if it names one.
+
+    Raises:
+        MediaError: If a file is missing or cannot be read, or its stills differ in size.
+    """
+    settings: dict[str, Any] = {"max_pixels": max_pixels, "sample_rate": sample_rate}
+    piece: dict[str, Any] = {"start": sample.start, "end": sample.end}
+    if sample.stills:
+        film = _film_of(sample, fps, max_pixels)
+    else:
+        film = Clip.from_file(sample.path, fps=fps, max_frames=max_frames, **settings, **piece)
+    if sample.sound is None:
+        return film
+    heard = Clip.from_file(sample.sound, video=False, **settings, **piece)
+    return Clip(film.frames, film.fps, heard.waveform, heard.sample_rate, film.frame_seconds, film.source)
+
+
+def open_clips(samples: Iterable[Sample], read: Callable[[Sample], Clip] = read_clip) -> Iterator[Opened]:
+    """Each sample with its clip, one at a time; with the reason where its clip cannot be read."""
+    for sample in samples:
+        yield open_clip(sample, read)
+
+
+def open_clip(sample: Sample, read: Callable[[Sample], Clip] = read_clip) -> Opened:
+    """A sample with its clip, or with the reason why it has none."""
+    try:
+        return Opened(sample, read(sample), "")
+    except (MediaError, OSError) as error:
+        return Opened(sample, None, f"{type(error).__name__}: {error}")
+
+
+def _film_of(sample: Sample, fps: float, max_pixels: int | None) -> Clip:
+    pictures = [Clip.from_file(still, audio=False, max_pixels=max_pixels).frames for still in sample.stills]
+    frames = [picture[0] for picture in pictures if picture is not None]
+    sizes = {tuple(frame.shape[1:]) for frame in frames}
+    if len(sizes) != 1:
+        raise MediaError(f"the stills of {sample.id} have the sizes {sorted(sizes)}. Give stills of one size.")
+    return Clip(torch.stack(frames), fps, source=sample.path)

@@ -1,0 +1,41 @@
+import pytest
+
+from avlens.datasets.vggsound import read_vggsound
+from avlens.errors import DatasetError
+
+EVENTS = ["dog barking", "donkey, ass braying", "people marching", "rope skipping", "sailing"]
+
+
+@pytest.fixture
+def table(tmp_path):
+    lines = [f'clip-{i},{10 * i},"{event}",{("train", "test")[i % 2]}' for i, event in enumerate(EVENTS)]
+    path = tmp_path / "vggsound.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_each_line_becomes_a_choice(table, tmp_path):
+    samples = list(read_vggsound(table, tmp_path, n_options=3))
+    assert [sample.id for sample in samples] == [f"clip-{i}_{10 * i:06d}" for i in range(5)]
+    for sample, event in zip(samples, EVENTS, strict=True):
+        assert sample.options[sample.letters.index(sample.label)] == event == sample.record["event"]
+        assert len(set(sample.options)) == 3 and sample.lists_options
+        assert sample.question.startswith("Classify the sounding object") and sample.question.endswith("(A–C).")
+        assert sample.path == tmp_path / f"{sample.id}.mp4"
+
+
+def test_options_depend_on_seed_and_clip_alone(table, tmp_path):
+    first = {sample.id: sample for sample in read_vggsound(table, tmp_path, n_options=3)}
+    tests = list(read_vggsound(table, tmp_path, n_options=3, split="test"))
+    assert len(tests) == 2 and all(sample == first[sample.id] for sample in tests)
+    others = [list(read_vggsound(table, tmp_path, n_options=3, seed=seed)) for seed in range(6)]
+    assert len({sample.options for samples in others for sample in samples[:1]}) > 1
+    assert len({samples[0].label for samples in others}) > 1
+
+
+def test_lines_of_another_kind_and_too_many_options_are_refused(table, tmp_path):
+    with pytest.raises(DatasetError, match="Ask for 1 to 5 options, not 20"):
+        next(read_vggsound(table, tmp_path))
+    table.write_text(table.read_text() + "clip,soon,sailing,test\n")
+    with pytest.raises(DatasetError, match="line 6 is 'clip,soon,sailing,test'"):
+        next(read_vggsound(table, tmp_path, n_options=2))
