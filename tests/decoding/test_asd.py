@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from avlens import HookedAVModel
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.decoding import ASD
 from avlens.errors import DecodingError
 from avlens.hooks import on_rows
 from avlens.inputs import AVInputs
 from avlens.interventions import knockout, reweight
+from avlens.planting import planted_model
 from avlens.testing import tiny_clip, tiny_model
 
 REQUEST = "describe the clip ."
@@ -15,7 +15,7 @@ REQUEST = "describe the clip ."
 
 @pytest.fixture(scope="module")
 def model():
-    return HookedAVModel.from_pretrained("avlens-tiny")
+    return planted_model()[0]
 
 
 @pytest.fixture(scope="module")
