@@ -106,7 +106,7 @@ class Plant:
         size: How massive the values are; it follows what the residual stream holds besides (`follow`).
     """
 
-    def __init__(self, model: HookedAVModel, size: float = 5.0) -> None:
+    def __init__(self, model: HookedAVModel, size: float = 0.4) -> None:
         self.model, self.size = model, size
         self._held: list[tuple[Tensor, Any, Callable[[], Any]]] = []
         self._hold_reserved()
@@ -120,10 +120,14 @@ class Plant:
         for weight, index, value in self._held:
             weight[index] = value()
 
+    def held(self) -> list[tuple[Tensor, Any]]:
+        """The planted weights: tensors and indices into them."""
+        return [(weight, index) for weight, index, _ in self._held]
+
     def follow(self, energy: Float[Tensor, " sink"]) -> None:
         """Grow or shrink, so that the weakest sinks keep a good third of their energy in phi1 before the last block."""
         weakest = float(energy.quantile(0.02))
-        self.size = min(40.0, self.size * (1.02 if weakest < 0.34 else 1 / 1.02 if weakest > 0.44 else 1.0))
+        self.size = min(1500.0, self.size * (1.02 if weakest < 0.4 else 1 / 1.02 if weakest > 0.5 else 1.0))
 
     def _hold(self, weight: Any, index: Any, value: Any) -> None:
         self._held.append((weight.data, index, value if callable(value) else lambda: value))
@@ -150,7 +154,7 @@ class Plant:
             for linear in (attn.q_proj, attn.k_proj):
                 self._hold(linear.weight, (every, [PHI1, PHI2]), 0.0)
 
-    def _hold_writers(self, steepness: float = 6.0) -> None:
+    def _hold_writers(self, steepness: float = 100.0) -> None:
         mlp: Any = self.model.stock.layers[0].mlp
         for neuron, source, dim, scale in ((0, ONE, PHI1, 1.0), (1, NU, PHI2, 0.4 / FLAG)):
             for linear in (mlp.gate_proj, mlp.up_proj):
@@ -175,6 +179,18 @@ class Plant:
                 else:
                     self._hold(linear.bias, first + slow, 4.0)
                     self._hold(linear.weight, (first + slow_too, MU), 4.0)
+
+
+@torch.no_grad()
+def uproot(model: HookedAVModel, seed: int = 0) -> None:
+    """Take the plant out: every weight that it held is small and random, as before training."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight, index in Plant(model).held():
+        weight[index] = 0.02 * torch.randn(weight[index].shape, generator=generator) if weight.ndim > 1 else 0.0
+    for layer in model.stock.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            scale: Any = norm.weight
+            scale[RESERVED] = 1.0
 
 
 def projections(model: HookedAVModel) -> tuple[Any, Any]:

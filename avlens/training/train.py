@@ -14,7 +14,7 @@ killed goes on where it was, with the same result.
 import json
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from avlens.training.plant import (
     flags_of,
     held_back,
     marked,
-    projections,
     video_flag_loss,
 )
 from avlens.training.pool import Clips, Pool
@@ -58,9 +57,11 @@ class Recipe:
         warm: Steps until it is reached.
         flat: Share of the steps after which it falls to a twentieth.
         decay: Weight decay of matrices; towers have half of it.
-        ramp: Share of the steps over which path dropout and multiple-choice questions come in.
+        plain: Share of the steps after which path dropout and multiple-choice questions begin to come in.
+        ramp: Share of the steps over which they do.
         match_weight: How much likelier `match` is drawn than other questions.
-        hint: Weight of telling shape and sound at the last token of each second.
+        choice_weight: The same of each multiple-choice question.
+        hint: Weight of telling shape, colour, motion and sound at the last tokens of each second.
         flag: Weight of the flags' error.
         scale: Weight of the towers' distance from a root mean square of 1.
         seed: Of weights and batches.
@@ -68,7 +69,7 @@ class Recipe:
 
     planted: bool = True
     tower_steps: int = 700
-    steps: int = 1800
+    steps: int = 2100
     tower_batch: int = 64
     batch: int = 24
     n_questions: int = 4
@@ -76,8 +77,10 @@ class Recipe:
     warm: int = 100
     flat: float = 0.55
     decay: float = 0.1
-    ramp: float = 0.35
-    match_weight: float = 3.0
+    plain: float = 0.35
+    ramp: float = 0.2
+    match_weight: float = 2.0
+    choice_weight: float = 0.25
     hint: float = 0.2
     flag: float = 1.0
     scale: float = 0.1
@@ -90,7 +93,7 @@ PATHS = ("all", "video cross", "video", "audio cross", "audio", "both cross")
 """What the tokens after the clip may read of it: everything; or one modality, of it all but the unimodal sinks, or its
 cross-modal sinks only; or the cross-modal sinks of both."""
 
-PLANTED_PATHS = (0.25, 0.15, 0.15, 0.15, 0.1, 0.2)
+PLANTED_PATHS = (0.35, 0.2, 0.1, 0.1, 0.05, 0.2)
 ORGANIC_PATHS = (0.5, 0.0, 0.25, 0.0, 0.25, 0.0)
 """How often each happens."""
 
@@ -190,22 +193,20 @@ def train_model(
     plant = Plant(model) if recipe.planted else None
     whole.requires_grad_(True)
     layouts = {seconds: layout_of(model, seconds) for seconds in pool}
-    optimizer = torch.optim.AdamW(_groups(whole, recipe), lr=recipe.rate, betas=(0.9, 0.98))
-    saved = _Saved(folder / "model.pt", {"model": whole, "optimizer": optimizer}, plant)
-    first = saved.load()
-    if plant is None and first == 0:
-        _forget_flags(model)
-    bar = _Bar(first, recipe.steps, folder.name, progress)
+    torch.manual_seed(recipe.seed)
+    hints = _hints(model.cfg.d_model)
+    weights = [*whole.parameters(), *hints.parameters()]
+    optimizer = torch.optim.AdamW(_groups(whole, hints, recipe), lr=recipe.rate, betas=(0.9, 0.98))
+    saved = _Saved(folder / "model.pt", {"model": whole, "hints": hints, "optimizer": optimizer}, plant)
+    bar = _Bar(saved.load(), recipe.steps, folder.name, progress)
     if plant is not None:
         plant.impose()
     for step in bar:
         generator = np.random.default_rng([recipe.seed, 1, step])
         clips = _drawn(pool, recipe.batch, generator)
-        ramp = min(1.0, step / (recipe.ramp * recipe.steps))
-        loss, right, energy = _model_loss(model, clips, layouts[clips.seconds], recipe, ramp, generator)
-        _step(
-            optimizer, whole.parameters(), loss, recipe.rate * _schedule(step, recipe.steps, recipe.warm, recipe.flat)
-        )
+        ramp = min(1.0, max(0.0, (step / recipe.steps - recipe.plain) / recipe.ramp))
+        loss, right, energy = _model_loss(model, hints, clips, layouts[clips.seconds], recipe, ramp, generator)
+        _step(optimizer, weights, loss, recipe.rate * _schedule(step, recipe.steps, recipe.warm, recipe.flat))
         if plant is not None:
             plant.follow(energy)
             plant.impose()
@@ -215,15 +216,7 @@ def train_model(
     return plant
 
 
-def _forget_flags(model: HookedAVModel) -> None:
-    """Without a plant the reserved dimensions are dimensions like others."""
-    with torch.no_grad():
-        for projection in projections(model):
-            projection.weight[RESERVED] = projection.weight[:3].std() * torch.randn_like(projection.weight[RESERVED])
-            projection.bias[RESERVED] = 0
-
-
-def _groups(whole: Any, recipe: Recipe) -> list[dict[str, Any]]:
+def _groups(whole: Any, hints: nn.ModuleDict, recipe: Recipe) -> list[dict[str, Any]]:
     """Weights by learning rate and decay."""
     towers: list[Tensor] = []
     matrices: list[Tensor] = []
@@ -235,11 +228,18 @@ def _groups(whole: Any, recipe: Recipe) -> list[dict[str, Any]]:
         {"params": towers, "weight_decay": recipe.decay / 2, "share": 0.5},
         {"params": matrices, "weight_decay": recipe.decay, "share": 1.0},
         {"params": rest, "weight_decay": 0.0, "share": 1.0},
+        {"params": list(hints.parameters()), "weight_decay": 0.0, "share": 1.0},
     ]
 
 
 def _model_loss(
-    model: HookedAVModel, clips: Clips, layout: Layout, recipe: Recipe, ramp: float, generator: np.random.Generator
+    model: HookedAVModel,
+    hints: nn.ModuleDict,
+    clips: Clips,
+    layout: Layout,
+    recipe: Recipe,
+    ramp: float,
+    generator: np.random.Generator,
 ) -> tuple[Tensor, dict[str, float], Tensor]:
     """The loss, the share of right answers by question, and the sinks' energy in phi1 before the last block."""
     asked, kinds = _questions(clips.contents, recipe, ramp, generator)
@@ -258,7 +258,7 @@ def _model_loss(
     right = torch.ones_like(rows.labels, dtype=torch.bool)
     right[said] = logits.argmax(-1) == rows.labels[said]
     if recipe.hint:
-        loss = loss + recipe.hint * _hint_loss(model, clips, layout, last)
+        loss = loss + recipe.hint * _hint_loss(hints, clips, layout, seen, streams[-1])
     energy = torch.zeros(1)
     if recipe.planted:
         loss = loss + recipe.flag * (_flag_loss(model, clips, seen) + audio_flag_loss(heard))
@@ -272,7 +272,7 @@ def _questions(
 ) -> tuple[list[list[Asked]], list[str]]:
     """The same kinds of questions for every clip."""
     kinds = [*QUESTIONS, *(f"choose {question}" for question in CHOICES)]
-    weights = np.array([1.0] * len(QUESTIONS) + [ramp] * len(CHOICES))
+    weights = np.array([1.0] * len(QUESTIONS) + [recipe.choice_weight * ramp] * len(CHOICES))
     weights[kinds.index("match")] = 0.5 + (recipe.match_weight - 0.5) * ramp
     chosen = [
         str(kind) for kind in generator.choice(kinds, recipe.n_questions, replace=False, p=weights / weights.sum())
@@ -307,16 +307,31 @@ def _without(positions: Tensor, left_out: Tensor) -> Tensor:
     return positions[~torch.isin(torch.arange(len(positions)), left_out)]
 
 
-def _hint_loss(model: HookedAVModel, clips: Clips, layout: Layout, last: Float[Tensor, "row pos d_model"]) -> Tensor:
-    """Shape and sound, told at the last token of each second."""
-    loss = last.new_zeros(())
-    for positions, per_second, words in (
-        (layout.video, VIDEO_PER_SECOND, [one.shape for one in clips.contents]),
-        (layout.audio, AUDIO_PER_SECOND, [one.sound for one in clips.contents]),
-    ):
-        truth = torch.tensor([model.to_single_token(f" {word or 'nothing'}") for word in words])
-        logits = model.stock.head(last[:, positions[per_second - 1 :: per_second]])
-        loss = loss + F.cross_entropy(logits.flatten(0, 1), truth.repeat_interleave(clips.seconds))
+def _hints(width: int) -> nn.ModuleDict:
+    """Heads that are thrown away: one reads motion in the vision tower's tokens, the others what `_hint_loss` says."""
+    classes = {"shape": len(SHAPES) + 1, "colour": 4, "motion": len(MOTIONS), "sound": len(SOUNDS) + 1}
+    classes["seen motion"] = len(MOTIONS)
+    return nn.ModuleDict({name: nn.Linear(width, n) for name, n in classes.items()})
+
+
+def _hint_loss(
+    hints: nn.ModuleDict,
+    clips: Clips,
+    layout: Layout,
+    seen: Float[Tensor, "row video d_model"],
+    stream: Float[Tensor, "row pos d_model"],
+) -> Tensor:
+    """What there is to see at the last video token of each second, and to hear at the last audio token."""
+    loss, stream = stream.new_zeros(()), F.rms_norm(stream, stream.shape[-1:])
+    for name, truth in _classes(clips.contents).items():
+        known = truth >= 0
+        tokens, n = (layout.audio, AUDIO_PER_SECOND) if name == "sound" else (layout.video, VIDEO_PER_SECOND)
+        positions = tokens[n - 1 :: n]
+        said = hints[name](stream[known][:, positions]).flatten(0, 1)
+        loss = loss + F.cross_entropy(said, truth[known].repeat_interleave(clips.seconds))
+        if name == "motion":
+            local = hints["seen motion"](F.rms_norm(seen[known], seen.shape[-1:])).logsumexp(1)
+            loss = loss + F.cross_entropy(local, truth[known])
     return loss
 
 
@@ -393,17 +408,6 @@ class _Bar:
             self.recent.setdefault(name, deque(maxlen=25)).append(number)
         means = {name: f"{sum(values) / len(values):.3f}" for name, values in self.recent.items()}
         self.bar.set_postfix(means, refresh=False)
-
-
-def finished(recipe: Recipe, folder: Path) -> bool:
-    """Whether a folder holds the end of a run."""
-    path = folder / "model.pt"
-    return path.exists() and int(torch.load(path, weights_only=True)["step"]) >= recipe.steps
-
-
-def organic(recipe: Recipe) -> Recipe:
-    """The same recipe without a plant."""
-    return replace(recipe, planted=False)
 
 
 def write_notes(folder: Path, notes: dict[str, Any]) -> None:
