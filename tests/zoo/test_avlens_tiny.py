@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
-from avlens import ASD, HookedAVModel, causal_trace
+from avlens import HookedAVModel
 from avlens.analyses.sinks import find_sink_dims
+from avlens.analyses.tracing import causal_trace
 from avlens.checkpoint import ZOO
 from avlens.datasets.synthetic import QUESTIONS, counterfactual_pairs, synthetic_clips
+from avlens.decoding import ASD
 from avlens.training.measure import (
     answers,
     bootstrapped,
