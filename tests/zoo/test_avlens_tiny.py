@@ -88,13 +88,11 @@ def test_the_default_detectors_find_exactly_what_is_planted(model, truth, sample
     assert found.precision == found.recall == 1.0
 
 
-def test_the_planted_hubs_are_found_where_both_modalities_can_still_read(model, truth, two_sided):
+def test_the_sinks_of_a_prompt_are_the_planted_positions(model, truth, two_sided):
     for sample in two_sided[:8]:
         inputs = model.prepare(sample.clip, "what do you hear ?")
-        sinks, hubs = sinks_of(model, inputs, truth["sink_dims"])
+        sinks, _ = sinks_of(model, inputs, truth["sink_dims"])
         assert sinks.tokens == planted(truth, sample.clip, inputs.tokens)
-        video = list(inputs.tokens.video)
-        assert list((hubs.cross & inputs.tokens.video).sorted()) == [video[8], video[17], video[26]]
 
 
 def test_the_organic_model_has_no_sinks(organic, samples):
