@@ -122,7 +122,7 @@ def knockout_profile(model: HookedAVModel, n: int, seed: int) -> Iterable[str]:
     windows = [
         list(range(depth)),
         *([layer] for layer in range(depth)),
-        *(list(range(i, depth)) for i in range(1, depth)),
+        *(list(range(i, depth)) for i in range(1, depth - 1)),
     ]
     kinds: list[Any] = [("hear", "audio"), ("see", "audio"), ("see", "video"), ("hear", "video")]
     yield from _row("layers", *(f"{question}, {source} hidden" for question, source in kinds), head=True)
