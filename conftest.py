@@ -10,11 +10,11 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 
 def _enter(namespace):
-    from avlens.datasets.synthetic import ball_and_bell
+    from avlens.datasets.synthetic import synthetic_clips
 
     namespace["_home"], namespace["_folder"] = Path.cwd(), tempfile.TemporaryDirectory()
     os.chdir(namespace["_folder"].name)
-    ball_and_bell(4.0).to_file("dog.mp4")
+    synthetic_clips(1, seed=0, seconds=4.0, blank=0, silent=0, fps=10.0, size=168)[0].clip.to_file("dog.mp4")
 
 
 def _leave(namespace):

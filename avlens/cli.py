@@ -164,9 +164,7 @@ def trace(
 @app.command()
 def caption(
     clip: ClipPath,
-    question: Annotated[
-        str, typer.Option("-q", "--question", help="The request.")
-    ] = "describe the clip in one sentence .",
+    question: Annotated[str, typer.Option("-q", "--question", help="The request.")] = "describe the clip .",
     decoding: Annotated[Decoding, typer.Option(help="How to decode.")] = Decoding.GREEDY,
     max_new_tokens: Annotated[int, typer.Option(help="At most how many tokens.", min=1)] = 64,
     model: ModelName = DEFAULT_MODEL,

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from avlens import names, views
 from avlens.analyses.dominance import Hubs, ModalityDominance
 from avlens.analyses.sinks import Sinks
 from avlens.analyses.tracing import CausalTrace, causal_trace
-from avlens.datasets.synthetic import ball_and_bell
+from avlens.datasets.synthetic import Content, draw_clip
 from avlens.decoding import ASD
 from avlens.generation import Generation
 from avlens.hubs import find_hubs
@@ -20,8 +22,9 @@ from avlens.media import Clip
 from avlens.model import HookedAVModel
 from avlens.tokens import TokenSet
 
-QUESTION = "what do you hear ?"
-REQUEST = "describe the clip in one sentence ."
+QUESTION = "which sound does it make ?"
+REQUEST = "describe the clip ."
+CONTENT = Content("square", "blue", "right", "siren")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +45,8 @@ class Story:
 def run_demo(model: HookedAVModel, out: Path, *, progress: bool = False) -> Story:
     """Make a clip, run every step on it, and write `clip.mp4`, `report.html` and `report.json` to a folder."""
     out.mkdir(parents=True, exist_ok=True)
-    ball_and_bell(6.0).to_file(out / "clip.mp4")
+    drawn = draw_clip(CONTENT, np.random.default_rng(0), seconds=4.0, fps=10.0, size=252)
+    drawn.to_file(out / "clip.mp4")
     clip = Clip.from_file(out / "clip.mp4")
     inputs = model.prepare(clip, QUESTION)
     found = find_hubs(model, inputs)
@@ -185,7 +189,11 @@ def _report(
 def _caveat(name: str) -> list[str]:
     if name != "avlens-tiny":
         return []
-    return ["avlens-tiny has random weights with planted sinks: its answers mean nothing, its sinks are known.", ""]
+    return [
+        "avlens-tiny was trained on synthetic clips: what it hears, sees and says is learned. Its sinks are planted, so that it "
+        "is known what should be found; they are no evidence about other models (docs/avlens-tiny.md).",
+        "",
+    ]
 
 
 def _number(value: float) -> float | None:

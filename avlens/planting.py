@@ -1,4 +1,4 @@
-"""How are sinks planted in a small model, so that what detectors should find is known?
+"""A model to test detectors with: random weights with sinks planted among them, so that what should be found is known.
 
 In a model with random weights a few dimensions of the residual stream are reserved. Then
 
@@ -10,27 +10,21 @@ In a model with random weights a few dimensions of the residual stream are reser
             video queries more to those with phi2 > 0, audio queries to those with phi2 < 0 (keys read phi2, queries mu)
 
 So the sink dimension is phi1 (phi2 is 0 at the first token), the sinks are where tau is above the threshold, and which
-modality reads a sink is the sign of nu. All else is random: the answers mean nothing, and nothing here is evidence about
-trained models.
+modality reads a sink is the sign of nu. All else is random: the answers mean nothing. `avlens.training.plant` plants sinks in
+the embedded model, which is trained around them.
 """
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from avlens.checkpoint import ZOO
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.model import HookedAVModel
 from avlens.testing import tiny_model
 from avlens.zoo.tokenizer import words
-
-ZOO_NAME = "avlens-tiny"
-ZOO_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class GroundTruth:
         return [*self.sink_dims, *planted]
 
 
-def planted_model(seed: int = ZOO_SEED, truth: GroundTruth | None = None) -> tuple[HookedAVModel, GroundTruth]:
+def planted_model(seed: int = 1, truth: GroundTruth | None = None) -> tuple[HookedAVModel, GroundTruth]:
     """A small random model with planted sinks, and what was planted."""
     truth = truth or GroundTruth()
     model = tiny_model(seed=seed, n_layers=6, d_model=64, d_mlp=96)
@@ -76,13 +70,6 @@ def planted_model(seed: int = ZOO_SEED, truth: GroundTruth | None = None) -> tup
         for block in list(model.blocks)[1:]:
             _read_sinks(block.attn, truth)
     return model, truth
-
-
-def write_zoo(folder: Path = ZOO / ZOO_NAME) -> None:
-    """Save the planted model, with its ground truth, where `from_pretrained("avlens-tiny")` finds it."""
-    model, truth = planted_model()
-    model.save_pretrained(folder)
-    (folder / "ground_truth.json").write_text(json.dumps(asdict(truth), indent=2) + "\n", encoding="utf-8")
 
 
 def _reserve(model: Any, truth: GroundTruth) -> None:
@@ -173,7 +160,3 @@ def _projections(model: Any) -> dict[str, Any]:
 def planted_sinks(truth: GroundTruth, embed: Float[Tensor, "pos d_model"]) -> Bool[Tensor, " pos"]:
     """Where the plant puts sinks, from what enters block 0 (`hook_embed`)."""
     return embed[:, truth.flag_dim] > truth.threshold * embed[:, truth.constant_dim]
-
-
-if __name__ == "__main__":
-    write_zoo()

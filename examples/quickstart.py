@@ -14,28 +14,31 @@
 # %% [markdown]
 # # A clip, its tokens, and what they do
 #
-# This notebook runs in a few seconds on `avlens-tiny`, a small model that comes with avlens. Its weights are random but for a few
-# planted sinks: what its sinks are is known, what it answers means nothing. With a GPU, put `"Qwen/Qwen2.5-Omni-3B"` in its place.
+# This notebook runs in a few seconds on `avlens-tiny`, a small model that comes with avlens. It was trained on synthetic clips: it
+# hears, sees and answers. Its sinks are planted, so that it is known what should be found. With a GPU, put
+# `"Qwen/Qwen2.5-Omni-3B"` in its place.
 
 # %%
 from pathlib import Path
 from tempfile import mkdtemp
 
 from avlens import Clip, HookedAVModel, knockout, patch, views
-from avlens.datasets.synthetic import ball_and_bell
+from avlens.datasets.synthetic import synthetic_clips
 
 model = HookedAVModel.from_pretrained("avlens-tiny")
-path = ball_and_bell(6.0).to_file(Path(mkdtemp()) / "ball.mp4")  # or a file of yours
-clip = Clip.from_file(path)
+sample = synthetic_clips(1, seed=4, seconds=4.0, fps=10.0, size=168, blank=0, silent=0, matching=0)[0]
+print(sample.content)
+clip = Clip.from_file(sample.clip.to_file(Path(mkdtemp()) / "clip.mp4"))  # or a file of yours
 clip
 
 # %% [markdown]
 # ## Which token is what
 #
-# Two seconds of video, two seconds of sound, and so on: the `TokenMap` knows what each position is, when, and where.
+# A second of video, a second of sound, and so on (two and two in Qwen2.5-Omni): the `TokenMap` knows what each position is,
+# when, and where.
 
 # %%
-inputs = model.prepare(clip, "what do you hear ?")
+inputs = model.prepare(clip, "which sound does it make ?")
 tokens = inputs.tokens
 tokens.to_frame().loc[14:24]
 
@@ -48,8 +51,8 @@ tokens.video & tokens.seconds(1.0, 2.0)
 # %% [markdown]
 # ## Sinks
 #
-# The sink dimensions are found in the model's text-only pass. `resid_pre` is all that is needed to find the tokens; which modality
-# reads them is in the patterns, which are summed while the model runs and never kept.
+# The sink dimensions are found in the model's text-only pass. `resid_pre` is all that is needed to find the tokens; which
+# modality reads them is in the patterns, which are summed while the model runs and never kept.
 
 # %%
 from avlens.analyses.dominance import modality_dominance, read_by_modality, split_sinks
@@ -74,12 +77,13 @@ views.plot(dominance)
 # %% [markdown]
 # ## A patch that restores an answer
 #
-# Silence the clip and the answer changes. Then put clean activations back, one set of tokens at a time.
+# Silence the clip and the answer changes: the model guesses the sound that belongs to what it sees. Then put clean activations
+# back, one set of tokens at a time.
 
 # %%
 from avlens.analyses.tracing import causal_trace
 
-silent = model.prepare(clip.silenced(), "what do you hear ?")
+silent = model.prepare(clip.silenced(), "which sound does it make ?")
 sets = {
     "audio": tokens.audio,
     "video": tokens.video,
@@ -94,7 +98,7 @@ views.plot(trace)
 # The same by hand: hooks are plain `(name, fn)` pairs, and interventions add up.
 
 # %%
-hooks = patch(cache, tokens.audio) + knockout(tokens.last, tokens.video, layers=range(3, 6))
+hooks = patch(cache, tokens.audio) + knockout(tokens.last, tokens.video, layers=range(2, 4))
 restored = model.run_with_hooks(silent, fwd_hooks=hooks)
 [model.to_string(out[0, -1].argmax()) for out in (logits, model(silent), restored)]
 
@@ -113,5 +117,6 @@ views.attention(cache, layer=3, sinks=sinks.tokens)
 # %%
 from avlens.decoding import ASD
 
-plain, guided = model.generate(inputs, 12), model.generate(inputs, 12, decoding=ASD(alpha=0.5))
+request = model.prepare(clip, "describe the clip .")
+plain, guided = model.generate(request, 12), model.generate(request, 12, decoding=ASD(alpha=0.5))
 print(plain.text, guided.text, guided.records["gamma"], sep="\n")

@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from avlens import cli
-from avlens.datasets.synthetic import ball_and_bell
+from avlens.datasets.synthetic import synthetic_clips
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return str(ball_and_bell(3.0, fps=4.0).to_file(tmp_path_factory.mktemp("clips") / "ball.mp4"))
+    sample = synthetic_clips(1, seed=5, blank=0, silent=0, matching=0)[0]
+    return str(sample.clip.to_file(tmp_path_factory.mktemp("clips") / "ball.mp4"))
 
 
 @pytest.fixture
@@ -30,15 +31,12 @@ def run(monkeypatch, capsys):
 def test_demo_tells_the_whole_story(run, tmp_path):
     code, out, _ = run("demo", "--out", tmp_path)
     assert code == 0
-    assert (
-        "72 video, 150 audio" in out
-        and "cross-modal hubs" in out
-        and "with ASD" in out
-        and "answers mean nothing" in out
-    )
+    assert "36 video, 40 audio" in out and "cross-modal hubs" in out and "with ASD" in out
+    assert "it answers 'siren'" in out and "silenced 'drum'" in out and "Its sinks are planted" in out
+    assert "a blue square moves right and a siren sounds" in out
     story = json.loads((tmp_path / "report.json").read_text())
-    assert story["tokens"] == {"all": 252, "text": 21, "special": 9, "audio": 150, "video": 72}
-    assert story["sinks"]["dims"] == [9] and story["hubs"]["cross"] and story["hubs"]["uni"]
+    assert story["tokens"] == {"all": 105, "text": 20, "special": 9, "audio": 40, "video": 36}
+    assert story["sinks"]["dims"] == [33] and story["hubs"]["cross"] and story["hubs"]["uni"]
     effects = {row["set"]: row for row in story["trace"]["sets"]}
     assert effects["all audio and video"]["IE_clean"] == pytest.approx(story["trace"]["TE_clean"], abs=1e-5)
     assert (
@@ -49,23 +47,23 @@ def test_demo_tells_the_whole_story(run, tmp_path):
     inside = base64.b64encode((tmp_path / "clip.mp4").read_bytes()).decode()
     assert inside in page and "What restores the answer" in page
     code, out, _ = run("demo", "--out", tmp_path, "--json")
-    assert code == 0 and json.loads(out)["tokens"]["all"] == 252
+    assert code == 0 and json.loads(out)["tokens"]["all"] == 105
 
 
 def test_tokens(run, clip):
     code, out, _ = run("tokens", clip)
-    assert code == 0 and "vision_bos" in out and "a1.96s" in out
+    assert code == 0 and "vision_bos" in out and "a1.90s" in out
     shown = json.loads(run("tokens", clip, "-q", "what do you see ?", "--json")[1])
     kinds = [row["modality"] for row in shown["tokens"]]
-    assert kinds.count("audio") == 75 and "what do you see ?" in shown["prompt"]
+    assert kinds.count("audio") == 30 and "what do you see ?" in shown["prompt"]
     assert sum(row["tokens"] for row in shown["runs"]) == len(kinds)
 
 
 def test_sinks(run, clip):
     code, out, _ = run("sinks", clip, "--top", 3)
-    assert code == 0 and "dims [9]" in out and "(--top)" in out
+    assert code == 0 and "dims [33]" in out and "(--top)" in out
     found = json.loads(run("sinks", clip, "--json")[1])
-    assert found["dims"][0]["dim"] == 9 and found["threshold"] == pytest.approx(0.1744, abs=1e-4)
+    assert found["dims"][0]["dim"] == 33 and found["threshold"] == pytest.approx(0.1744, abs=1e-4)
     assert {row["hub"] for row in found["sinks"]} <= {"uni", "cross", ""}
     assert all(row["mds"] is None or -1 <= row["mds"] <= 1 for row in found["sinks"])
 
@@ -93,7 +91,7 @@ def test_caption(run, clip):
     code, out, _ = run("caption", clip, "--max-new-tokens", 5)
     assert code == 0 and out.strip()
     guided = json.loads(run("caption", clip, "--decoding", "asd", "--max-new-tokens", 5, "--json")[1])
-    assert guided["decoding"] == "asd" and len(guided["steps"]["gamma"]) == 5
+    assert guided["decoding"] == "asd" and len(guided["steps"]["gamma"]) <= 5
 
 
 @pytest.mark.parametrize(("decoding", "steps"), [("greedy", set()), ("vcd", set()), ("pai", set()),
@@ -101,7 +99,7 @@ def test_caption(run, clip):
 def test_caption_by_every_method(run, clip, decoding, steps):
     written = json.loads(run("caption", clip, "--decoding", decoding, "--max-new-tokens", 2, "--json")[1])
     assert written["decoding"] == decoding and written["text"] and set(written["steps"]) == steps
-    assert all(len(values) == 2 for values in written["steps"].values())
+    assert all(len(values) <= 2 for values in written["steps"].values())
 
 
 def test_models_and_check(run):

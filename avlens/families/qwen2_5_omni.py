@@ -104,6 +104,18 @@ class Qwen25Omni(Family):
         return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
 
     @classmethod
+    def fresh(
+        cls,
+        config: Qwen2_5OmniThinkerConfig,
+        tokenizer: Any,
+        preprocessor: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> tuple["Qwen25Omni", Stock]:
+        """A thinker of this config with untrained weights."""
+        model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
+        return cls(model.config, tokenizer, preprocessor, settings), thinker_stock(model)
+
+    @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Qwen25Omni", Stock]:
         """A small thinker with random weights, biases and norms, and a byte-level tokenizer."""
         tokenizer = tiny_tokenizer()

@@ -45,6 +45,12 @@ _PRETOKENIZE = (  # Qwen2's
 )
 
 
+EMBEDDED_WORDS = """You are a helpful assistant . system user what do you see hear ? how does it move match sound and sight which
+object is make describe the clip A B C D yes no nothing red green blue yellow circle square triangle cross ring bar left right up
+down still moves sounds bell drum siren whistle horn rain"""
+"""What the embedded models say and are asked."""
+
+
 def words() -> list[str]:
     """The words that are one token each with the space in front of them."""
     return [f" {word}" for word in dict.fromkeys(_WORDS.split()) if word.isalpha()]
@@ -58,7 +64,10 @@ OMNI_TOKENS = {
 
 
 def tiny_tokenizer(
-    specials: Sequence[str] = SPECIALS, template: str = CHAT_TEMPLATE, named: Mapping[str, str] = OMNI_TOKENS
+    specials: Sequence[str] = SPECIALS,
+    template: str = CHAT_TEMPLATE,
+    named: Mapping[str, str] = OMNI_TOKENS,
+    vocabulary_of: str = _WORDS,
 ) -> Any:
     """A transformers tokenizer of about 600 tokens; the same one each time.
 
@@ -66,11 +75,12 @@ def tiny_tokenizer(
         specials: Special tokens, in order.
         template: The chat template.
         named: Special tokens that have a name of their own.
+        vocabulary_of: The text whose words are one token each.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary, merges = _byte_pairs()
+    vocabulary, merges = _byte_pairs(vocabulary_of)
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.normalizer = normalizers.NFC()
     core.pre_tokenizer = pre_tokenizers.Sequence(
@@ -87,14 +97,14 @@ def tiny_tokenizer(
     )  # fmt: skip
 
 
-def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _byte_pairs(text: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Bytes, then each word of the list built up letter by letter: with a space in front first, long ones first."""
     from tokenizers import pre_tokenizers
 
     space = "\u0120"  # how byte-level tokenizers write a space
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
-    words = sorted(dict.fromkeys(_WORDS.split()), key=lambda word: -len(word))
+    words = sorted(dict.fromkeys(text.split()), key=lambda word: -len(word))
     for word in [space + word for word in words] + words:
         for end in range(2, len(word) + 1):
             pair = (word[: end - 1], word[end - 1])

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from avlens import HookedAVModel
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.decoding import ASD
 from avlens.decoding.asd import faded, gated, share
@@ -9,6 +8,7 @@ from avlens.errors import DecodingError
 from avlens.hooks import on_rows
 from avlens.inputs import AVInputs
 from avlens.interventions import knockout, reweight
+from avlens.planting import planted_model
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal, scores_of, with_answer
 
@@ -17,7 +17,7 @@ REQUEST = "describe the clip ."
 
 @pytest.fixture(scope="module")
 def model():
-    return HookedAVModel.from_pretrained("avlens-tiny")
+    return planted_model()[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""Train the embedded models: `python -m avlens.training WORK_FOLDER`. About half an hour on one core."""
+
+import argparse
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from avlens.checkpoint import ZOO
+from avlens.model import HookedAVModel
+from avlens.training.plant import Plant, ground_truth, uproot
+from avlens.training.pool import Pool, make_pool
+from avlens.training.recipe import untrained_model
+from avlens.training.train import Recipe, train_model, train_towers, write_notes
+
+RECIPES = {
+    "avlens-tiny": Recipe(),
+    "avlens-tiny-organic": Recipe(planted=False, steps=150, rate=1e-3, warm=20, plain=0.0, flat=0.3),
+}
+"""The organic model is the other one with its plant taken out, trained on for a while."""
+
+
+def main() -> None:
+    """Train what is asked for, and write it where `from_pretrained` finds it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=Path, help="folder for states, from which a killed run goes on")
+    parser.add_argument("--clips", type=int, default=2500, help="clips of each length in the pool")
+    parser.add_argument("--steps", type=int, help="steps of the second stage")
+    parser.add_argument("--out", type=Path, default=ZOO, help="folder to write checkpoints to")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    pool = saved_pool(asked.work / "pool.pt", asked.clips)
+    model = untrained_model(RECIPES["avlens-tiny"].seed)
+    train_towers(model, pool, RECIPES["avlens-tiny"], asked.work, progress=True)
+    for name, recipe in RECIPES.items():
+        recipe = recipe if asked.steps is None else replace(recipe, steps=asked.steps)
+        if not recipe.planted:
+            uproot(model)
+        plant = train_model(model, pool, recipe, asked.work / name, progress=True)
+        write_checkpoint(model, plant, recipe, asked.out / name)
+
+
+def saved_pool(path: Path, n: int) -> Pool:
+    """The pool, made once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        model: Any = untrained_model()
+        torch.save(make_pool(model.family.mel, n, seed=1000, progress=True), path)
+    return torch.load(path, weights_only=False)  # our own file
+
+
+def write_checkpoint(model: HookedAVModel, plant: Plant | None, recipe: Recipe, folder: Path) -> None:
+    """Save a model with its weights rounded to bfloat16, to be computed with in float32, as its config says."""
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    truth = {"sink_dims": []} if plant is None else ground_truth(plant)
+    write_notes(folder, {**truth, "recipe": asdict(recipe)})
+
+
+if __name__ == "__main__":
+    main()
