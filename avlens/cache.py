@@ -9,7 +9,7 @@ was never kept:
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avlens import names
-from avlens.errors import BatchError, MissingActivationError
-from avlens.hooks import ActivationCache, FwdHook, HookPoint, key_positions, query_positions, rows_of
+from avlens.errors import BatchError, HookError, MissingActivationError, PositionError
+from avlens.hooks import ActivationCache, FwdHook, HookPoint, current_run, key_positions, query_positions, rows_of
 from avlens.tokens import TokenMap, TokenSet
 
 
@@ -33,6 +33,7 @@ class AVCache(ActivationCache):  # type: ignore[misc]
     Attributes:
         token_maps: The TokenMap of each row.
         made_by: What made it: model, prompt, options, versions.
+        shortened: Activations of a run in which tokens had been discarded: their rows are not the prompt's positions.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         token_maps: Sequence[TokenMap] = (),
         made_by: Mapping[str, Any] | None = None,
         calls: Mapping[str, tuple[Tensor, ...]] | None = None,
+        shortened: Iterable[str] = (),
     ) -> None:
         super().__init__(cache_dict, model)
         self.token_maps, self.made_by = tuple(token_maps), dict(made_by or {})
         self._calls = dict(calls or {})
+        self.shortened = frozenset(shortened)
 
     @property
     def tokens(self) -> TokenMap:
@@ -91,6 +94,20 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         if not self.has_batch_dim:
             raise BatchError("this cache has lost its batch axis. Run again without remove_batch_dim.")
 
+    def require_positions(self, names_: Iterable[str]) -> None:
+        """Refuse activations whose rows are not the prompt's positions.
+
+        Raises:
+            BatchError: If the batch axis was dropped.
+            PositionError: If tokens had been discarded before one of them.
+        """
+        self.require_batch_axis()
+        if short := [name for name in names_ if name in self.shortened]:
+            raise PositionError(
+                f"{short[0]} was recorded after tokens had been discarded, so that its rows are not the prompt's positions. "
+                "Record a run without discard, or layers before it."
+            )
+
     def row(self, row: int) -> "AVCache":
         """One prompt of a batch, without its padding, in memory of its own.
 
@@ -106,7 +123,7 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         for name, tensor in self.cache_dict.items():
             if tensor.shape[0] == len(self.token_maps):
                 kept[name] = _unpadded(name, tensor[row : row + 1], pad).clone()
-        return AVCache(kept, self.model, [self.token_maps[row]], self.made_by)
+        return AVCache(kept, self.model, [self.token_maps[row]], self.made_by, shortened=self.shortened)
 
     def at(self, tokens: TokenSet) -> dict[str, Tensor]:
         """Each activation with a position axis, at these positions of the only prompt, in memory of its own.
@@ -115,8 +132,10 @@ class AVCache(ActivationCache):  # type: ignore[misc]
 
         Raises:
             BatchError: If there are several prompts, or the batch axis was dropped.
+            PositionError: If the set is of another layout, or tokens had been discarded.
         """
-        self.require_batch_axis()
+        self.require_positions(self.cache_dict)
+        self.tokens.check_own(tokens)
         length = len(self.tokens)
         found = {}
         for name, tensor in self.cache_dict.items():
@@ -138,7 +157,8 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         for row, tokens in enumerate(self.token_maps):
             strings.append({"strings": tokens.strings, "prompt": tokens.prompt})
             tensors |= {f"tokens.{row}.{name}": getattr(tokens, name).clone() for name in _TOKEN_COLUMNS}
-        metadata = {"avlens": json.dumps({"token_maps": strings, "made_by": self.made_by}, default=str)}
+        about = {"token_maps": strings, "made_by": self.made_by, "shortened": sorted(self.shortened)}
+        metadata = {"avlens": json.dumps(about, default=str)}
         # Tensors that share memory are written once each.
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, path, metadata=metadata)
 
@@ -146,13 +166,16 @@ class AVCache(ActivationCache):  # type: ignore[misc]
     def load(cls, path: str | Path, model: Any = None) -> "AVCache":
         """Read what `save` wrote; with the model, TransformerLens's methods that need weights work too."""
         with safe_open(path, framework="pt") as file:
-            meta = json.loads(file.metadata()["avlens"])
+            written = (file.metadata() or {}).get("avlens")
+            if written is None:
+                raise HookError(f"{path} is no cache that avlens saved. Load what AVCache.save wrote.")
+            meta = json.loads(written)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         maps = []
         for row, written in enumerate(meta["token_maps"]):
             columns = {name: tensors.pop(f"tokens.{row}.{name}") for name in _TOKEN_COLUMNS}
             maps.append(TokenMap(strings=tuple(written["strings"]), prompt=written["prompt"], **columns))
-        return cls(tensors, model, maps, meta["made_by"])
+        return cls(tensors, model, maps, meta["made_by"], shortened=meta["shortened"])
 
     @property
     def nbytes(self) -> int:
@@ -177,7 +200,12 @@ class AVCache(ActivationCache):  # type: ignore[misc]
     def _missing(self, full: str) -> str:
         held = list(self.cache_dict)
         such = f"which holds {len(held)} activations such as {held[0]!r}" if held else "which is empty"
-        return f"{full!r} is not in this cache, {such}. Run again with run_with_cache(inputs, names_filter=[..., {full!r}])."
+        known = held if self.model is None else list(self.model.hook_dict)
+        if full in known:
+            remedy = f"Run again with run_with_cache(inputs, names_filter=[..., {full!r}])."
+        else:
+            remedy = names.nearest(full, known)
+        return f"{full!r} is not in this cache, {such}. {remedy}"
 
 
 _TOKEN_COLUMNS = tuple(field.name for field in fields(TokenMap) if field.name not in ("strings", "prompt"))
@@ -192,20 +220,29 @@ class Reduction:
         label: Under which the result is kept: `cache["{activation}.{label}", layer]`.
         fn: From the activation (or some query rows of it) and the hook point to the result, batch first.
         combine: How results of chunks of query rows, or of decoding steps, become one: `cat` along positions, or `sum`.
+        row_wise: Whether attention may be handed over in chunks of query rows.
     """
 
     activation: str
     label: str
     fn: Callable[[Tensor, HookPoint], Tensor]
     combine: Literal["cat", "sum"] = "cat"
+    row_wise: bool = True
 
 
-def reduce(activation: str, label: str, fn: Callable[[Tensor], Tensor]) -> Reduction:
+def reduce(activation: str, label: str, fn: Callable[[Tensor], Tensor], *, row_wise: bool = False) -> Reduction:
     """Keep `fn` of an activation, such as its norm: one result per position.
 
     Batch stays first, and positions where the activation has them: second, of scores and pattern (queries) third.
+
+    Args:
+        activation: Its short name.
+        label: Under which the result is kept.
+        fn: The function.
+        row_wise: Of scores and pattern: whether `fn` treats each query row by itself and keeps the rows third, so that it
+            may be given some rows at a time; else it is given all of them at once, which takes their memory.
     """
-    return Reduction(activation, label, lambda x, hook: fn(x))  # noqa: ARG005
+    return Reduction(activation, label, lambda x, hook: fn(x), row_wise=row_wise)  # noqa: ARG005
 
 
 def attention_received(queries: TokenSet, label: str) -> Reduction:
@@ -238,15 +275,23 @@ class Recorder:
         self.device, self.detach = device, detach
         self.parts: dict[str, list[Tensor]] = {}
         self.full_names, self.reductions = list(full_names), list(reductions)
-        self.sums: set[str] = set()
+        self.shortened: set[str] = set()
+        labels = [(one.activation, one.label) for one in reductions]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise HookError(
+                f"two reductions of {twice[0][0]} are called {twice[0][1]!r}. Give each a label of its own."
+            )
 
     def hooks(self) -> list[FwdHook]:
         """What to run the model with."""
         keep: list[FwdHook] = [(name, _Keep(self, name)) for name in self.full_names]
         return keep + [(names.EveryLayer(r.activation), _Reduce(self, r)) for r in self.reductions]
 
-    def add(self, name: str, tensor: Tensor, *, total: bool = False) -> None:
+    def add(self, name: str, tensor: Tensor, hook: HookPoint, *, total: bool = False) -> None:
         """Keep one more part of an activation."""
+        run = current_run(hook)
+        if run is not None and run.discarded:
+            self.shortened.add(name)
         tensor = tensor.detach() if self.detach else tensor
         tensor = tensor if self.device is None else tensor.to(self.device)
         parts = self.parts.setdefault(name, [])
@@ -261,7 +306,7 @@ class Recorder:
         """All that was kept; parts of one activation are joined along positions."""
         whole = {name: parts[0] if len(parts) == 1 else _joined(name, parts) for name, parts in self.parts.items()}
         calls = {name: tuple(parts) for name, parts in self.parts.items() if len(parts) > 1}
-        return AVCache(whole, model, token_maps, made_by, calls)
+        return AVCache(whole, model, token_maps, made_by, calls, self.shortened)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,8 +317,8 @@ class _Keep:
     name: str
     reads_only: bool = True
 
-    def __call__(self, x: Tensor, hook: HookPoint) -> None:  # noqa: ARG002
-        self.recorder.add(self.name, x)
+    def __call__(self, x: Tensor, hook: HookPoint) -> None:
+        self.recorder.add(self.name, x, hook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,12 +327,16 @@ class _Reduce:
 
     recorder: Recorder
     reduction: Reduction
-    row_wise: bool = True
     reads_only: bool = True
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether the reduction takes some query rows at a time."""
+        return self.reduction.row_wise
 
     def __call__(self, x: Tensor, hook: HookPoint) -> None:
         total = self.reduction.combine == "sum"
-        self.recorder.add(f"{hook.name}.{self.reduction.label}", self.reduction.fn(x, hook), total=total)
+        self.recorder.add(f"{hook.name}.{self.reduction.label}", self.reduction.fn(x, hook), hook, total=total)
 
 
 def _position_axis(name: str) -> int:

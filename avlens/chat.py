@@ -2,12 +2,16 @@
 
 The tokenizer's own chat template writes the text with one placeholder per clip; the text is tokenised; each
 placeholder is replaced by the tokens of its `Medium`. What every character belongs to is known from where it was
-put, so that segments are never guessed from token ranges.
+put, so that segments are never guessed from token ranges. Where that is, the template itself says: it is written
+once more with a mark in place of each text.
 """
 
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, groupby
 from typing import Any
 
 import torch
@@ -43,49 +47,45 @@ class Medium:
 
 @dataclass
 class ChatText:
-    """A prompt's text and which characters belong to which segment."""
+    """A prompt's text and which characters belong to which segment, in the order of the text."""
 
     text: str
     spans: list[tuple[Segment, int, int]] = field(default_factory=list)
 
     def mark(self, segment: Segment, start: int, text: str) -> None:
-        """Say that `text`, which stands at `start`, belongs to a segment."""
-        self.spans.append((segment, start, start + len(text)))
+        """Say that `text`, which stands at `start`, after all that is marked already, belongs to a segment."""
+        if text:
+            self.spans.append((segment, start, start + len(text)))
 
     def segment_of(self, span: tuple[int, int]) -> Segment:
-        """The segment that a token's characters overlap; the template where none does."""
-        hits = [segment for segment, start, end in self.spans if span[0] < end and span[1] > start]
-        return hits[0] if hits else Segment.TEMPLATE
+        """The first segment that a token's characters overlap; the template where none does."""
+        i = bisect_right(self.spans, span[0], key=lambda marked: marked[2])
+        return self.spans[i][0] if i < len(self.spans) and self.spans[i][1] < span[1] else Segment.TEMPLATE
 
 
 def write_chat(tokenizer: Any, parts: Sequence[Part], question: str, options: PromptOptions) -> ChatText:
     """The text of one prompt, as the tokenizer's chat template writes it.
 
     Raises:
-        PromptError: If the template changed a text, so that it cannot be found again.
+        PromptError: If the template changed a text, so that it cannot be found again; if there are more options than
+            letters.
     """
-    content = [_content(part) for part in parts]
-    listed = "".join(f"\n{chr(65 + i)}. {option}" for i, option in enumerate(options.options))
+    content, listed = [_content(part) for part in parts], _listed(options.options)
     asking = [{"type": "text", "text": question + listed}] if question + listed else []
     content = content + asking if options.order == "media_first" else asking + content
-    messages = [{"role": "user", "content": content}]
-    if options.system is not None:
-        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": options.system}]})
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    given = [] if options.system is None else [{"type": "text", "text": options.system}]
+    messages = [{"role": "system", "content": given}] if given else []
+    text, outline = _written(tokenizer, [*messages, {"role": "user", "content": content}])
     chat = ChatText(text + options.answer_prefix)
-    if system := re.search(r"<\|im_start\|>system\s(.*?)<\|im_end\|>", text, re.DOTALL):
-        chat.mark(Segment.SYSTEM, system.start(1), system.group(1))
-    at = max(0, text.find("<|im_start|>user"))
-    for piece in content:
-        if piece["type"] == "text":
-            at = _find(chat.text, piece["text"], at)
-            is_question = bool(asking) and piece is asking[0]
-            chat.mark(
-                Segment.QUESTION if is_question else Segment.CONTEXT, at, question if is_question else piece["text"]
-            )
-            if is_question:
-                chat.mark(Segment.OPTION, at + len(question), listed)
-            at += len(piece["text"])
+    own = re.search(r"<\|im_start\|>system\s(.*?)<\|im_end\|>", outline[0], re.DOTALL)
+    if own and not given:
+        chat.mark(Segment.SYSTEM, own.start(1), own.group(1))
+    for piece, at in _places(text, outline, [piece for piece in given + content if piece.get("text")]):
+        if asking and piece is asking[0]:
+            chat.mark(Segment.QUESTION, at, question)
+            chat.mark(Segment.OPTION, at + len(question), listed)
+        else:
+            chat.mark(Segment.SYSTEM if given and piece is given[0] else Segment.CONTEXT, at, piece["text"])
     chat.mark(Segment.ANSWER, len(text), options.answer_prefix)
     return chat
 
@@ -105,20 +105,27 @@ def assemble(tokenizer: Any, chat: ChatText, media: Sequence[Medium], placeholde
             f"Leave {names} out of the question and of the system message."
         )
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    line, queue = _Line(), list(media)
-    for token, span in zip(ids, offsets, strict=True):
-        if token in placeholders:
-            line.medium(queue.pop(0))
+
+    def kind(word: tuple[int, tuple[int, int]]) -> tuple[Modality, Segment] | None:
+        if word[0] in placeholders:
+            return None
+        if word[0] in special:
+            return Modality.SPECIAL, Segment.TEMPLATE
+        return Modality.TEXT, chat.segment_of(word[1])
+
+    line, queue = _Line(), iter(media)
+    for alike, words in groupby(zip(ids, offsets, strict=True), kind):
+        if alike is None:
+            for _ in words:
+                line.medium(next(queue))
         else:
-            segment = Segment.TEMPLATE if token in special else chat.segment_of(span)
-            modality = Modality.SPECIAL if token in special else Modality.TEXT
-            line.word(_word(tokenizer, token, modality, segment, span))
+            line.text(_run(tokenizer, list(words), *alike))
     return line.prompt(chat.text)
 
 
 def marker(tokenizer: Any, string: str) -> TokenMap:
     """A special token that the chat template does not write, such as `<|audio_bos|>`."""
-    return _word(tokenizer, tokenizer.convert_tokens_to_ids(string), Modality.SPECIAL, Segment.TEMPLATE, (-1, -1))
+    return _run(tokenizer, [(tokenizer.convert_tokens_to_ids(string), (-1, -1))], Modality.SPECIAL, Segment.TEMPLATE)
 
 
 class _Line:
@@ -131,10 +138,10 @@ class _Line:
         self.at: float = 0
         self.length, self.shares = 0, False
 
-    def word(self, run: TokenMap) -> None:
-        self.at += 0 if self.shares else 1
-        self.shares = False
-        self._append(run, torch.full((3, 1), self.at - 1))
+    def text(self, run: TokenMap) -> None:
+        first = self.at - self.shares
+        self._append(run, torch.tensor([first + i for i in range(len(run))]).expand(3, -1))
+        self.at, self.shares = first + len(run), False
 
     def medium(self, medium: Medium) -> None:
         for modality, tensors in medium.media:
@@ -156,9 +163,14 @@ class _Line:
         self.length += len(run)
 
 
-def _word(tokenizer: Any, token: int, modality: Modality, segment: Segment, span: tuple[int, int]) -> TokenMap:
-    string = tokenizer.decode([token])
-    return TokenMap.of(torch.tensor([token]), [string], modality, segment, offsets=torch.tensor([span]))
+def _run(
+    tokenizer: Any, words: Sequence[tuple[int, tuple[int, int]]], modality: Modality, segment: Segment
+) -> TokenMap:
+    """Neighbouring tokens, given by id and characters, of one modality and segment."""
+    ids = [token for token, _ in words]
+    strings = {token: tokenizer.decode([token]) for token in set(ids)}
+    offsets = torch.tensor([span for _, span in words])
+    return TokenMap.of(torch.tensor(ids), [strings[token] for token in ids], modality, segment, offsets=offsets)
 
 
 def _content(part: Part) -> dict[str, str]:
@@ -169,11 +181,47 @@ def _content(part: Part) -> dict[str, str]:
     return {"type": "video" if part.frames is not None else "audio"}
 
 
-def _find(text: str, piece: str, start: int) -> int:
-    at = text.find(piece, start)
-    if at < 0:
-        raise PromptError(f"the chat template changed the text {piece!r}. Write it as the template leaves it.")
-    return at
+def _listed(options: Sequence[str]) -> str:
+    if len(options) > 26:
+        raise PromptError(f"{len(options)} options were given, but they are lettered A to Z. Pass at most 26.")
+    return "".join(f"\n{chr(65 + i)}. {option}" for i, option in enumerate(options))
+
+
+def _written(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> tuple[str, list[str]]:
+    """What the template writes; and the same cut at its texts: what it writes of its own, a text's number, and so on."""
+    counter = count()
+
+    def marked(piece: dict[str, str]) -> dict[str, str]:
+        # Private-use characters, which no template writes. An empty text stays: a template may leave its message out.
+        return piece | {"text": f"\ue000{next(counter)}\ue001"} if piece.get("text") else piece
+
+    outline = [message | {"content": [marked(piece) for piece in message["content"]]} for message in messages]
+    text, cut = (
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in (messages, outline)
+    )
+    return text, re.split("\ue000([0-9]+)\ue001", cut)
+
+
+def _places(
+    text: str, outline: Sequence[str], pieces: Sequence[dict[str, str]]
+) -> Iterator[tuple[dict[str, str], int]]:
+    """Each piece and where it stands in `text`, in the order of the text."""
+    order, at = [int(number) for number in outline[1::2]], 0
+    written = Counter(order)
+    if lost := [piece for number, piece in enumerate(pieces) if written[number] != 1]:
+        raise _changed(lost[0])
+    for own, number in zip(outline[::2], order, strict=False):
+        piece = pieces[number]
+        if not text.startswith(own + piece["text"], at):
+            raise _changed(piece)
+        yield piece, at + len(own)
+        at += len(own) + len(piece["text"])
+    if text[at:] != outline[-1]:
+        raise _changed(pieces[order[-1]])
+
+
+def _changed(piece: dict[str, str]) -> PromptError:
+    return PromptError(f"the chat template changed the text {piece['text']!r}. Write it as the template leaves it.")
 
 
 # What the tokens of a clip or image are, for families whose encoders cut frames into patches.

@@ -1,7 +1,7 @@
 """Where is a checkpoint, and whose is it?
 
-A name is one of the zoo's, a local folder, or a hub id, in this order. Its config.json tells the family; nothing is
-loaded before every setting in it is known.
+A name is one of the zoo's, a local folder, or a hub id, in this order. Its config.json tells the family; nothing else is
+downloaded or loaded before every setting in it is known.
 """
 
 import json
@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError
 
 from avlens.errors import CheckpointError
 from avlens.family import Family, Stock, dtype_of
@@ -29,22 +32,61 @@ def load_checkpoint(
     device_map: Any,
     attn: str,
     ignore_settings: Sequence[str],
+    revision: str | None = None,
     **load_options: Any,
 ) -> tuple[Family, Stock]:
     """Find, check and load a checkpoint.
 
+    Args:
+        name: A name of the zoo, a folder, or a hub id.
+        families: Those that it may belong to.
+        dtype: Of the weights; None for the checkpoint's own.
+        device_map: How accelerate spreads it over devices.
+        attn: Which attention runs by default.
+        ignore_settings: Settings that the caller takes responsibility for.
+        revision: Branch, tag or commit of a hub id.
+        load_options: Those of transformers' from_pretrained.
+
     Raises:
-        CheckpointError: If there is none, or no family knows it.
+        CheckpointError: If there is none, no family knows it, or its files cannot be read.
         UnsupportedSettingError: If its config holds a setting that nobody handled.
     """
-    folder = find_checkpoint(name)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    wanted = dtype_of(dtype)
+    folder = find_checkpoint(name, revision=revision)
+    config = _read_config(folder, name)
     family = family_of(config, families, name)
     family.check(config, ignore_settings)
+    if _on_hub(name):
+        folder = _download(name, folder.name, _PARTS)  # Of the commit whose config was checked.
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"the checkpoint {name} has no weights: {folder} holds no *.safetensors. Pass the folder that holds them, or "
+            "download it again."
+        )
     if device_map is not None:
         load_options["device_map"] = device_map
     implementation = "eager" if attn == "eager" else "sdpa"
-    return family.load(folder, dtype=dtype_of(dtype), attn_implementation=implementation, **load_options)
+    try:
+        return family.load(folder, dtype=wanted, attn_implementation=implementation, **load_options)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"a file of the checkpoint {name} cannot be read ({_first_line(error)}). Look into {folder}, or download it again."
+        ) from error
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot compute here, before anything is loaded.
+
+    Raises:
+        CheckpointError: If there is no such device, or torch cannot use it.
+    """
+    try:
+        torch.zeros(1, device=torch.device(device)).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises all three.
+        usable = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise CheckpointError(
+            f"the device {device!r} cannot be used ({_first_line(error)}). Devices here: {', '.join(usable)}."
+        ) from error
 
 
 def family_of(config: dict[str, Any], families: Sequence[type[Family]], name: str) -> type[Family]:
@@ -58,32 +100,75 @@ def family_of(config: dict[str, Any], families: Sequence[type[Family]], name: st
     )
 
 
-def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint, downloaded first if the name is a hub id."""
-    if name in zoo_names():
-        return ZOO / name
+def find_checkpoint(name: str, *, revision: str | None = None) -> Path:
+    """The folder of a checkpoint. Of a hub id, its config.json alone is downloaded.
+
+    Raises:
+        CheckpointError: If there is none, or a revision is asked of what is not on the hub.
+    """
+    if _on_hub(name):
+        return _download(name, revision, ["config.json"])
+    if revision is not None:
+        raise CheckpointError(
+            f"revision is {revision!r}, but {name} is {'a model of the zoo' if name in zoo_names() else 'a folder'}, which has "
+            "one version. Leave revision out, or pass a hub id."
+        )
+    folder = ZOO / name if name in zoo_names() else Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"the folder {name} holds no config.json. Pass the folder that holds the checkpoint.")
+    return folder
+
+
+_PARTS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*")
+"""What is downloaded of a checkpoint."""
+
+
+def _on_hub(name: str) -> bool:
+    """Whether a name is a hub id, and neither of the zoo nor a folder.
+
+    Raises:
+        CheckpointError: If it is nothing of these.
+    """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise CheckpointError(f"the folder {name} holds no config.json. Pass the folder that holds the checkpoint.")
-        return folder
+    if name in zoo_names() or folder.is_dir():
+        return False
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise CheckpointError(
             f"there is no checkpoint {name!r}: it is no model of the zoo ({', '.join(zoo_names())}), no folder, and no "
             "hub id such as 'Qwen/Qwen2.5-Omni-3B'."
         )
-    return _download(name)
+    return True
 
 
-def _download(name: str) -> Path:
+def _download(name: str, revision: str | None, parts: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(parts)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        which = name if revision is None else f"{name} at revision {revision}"
         raise CheckpointError(
-            f"{name!r} could not be had from the hub ({type(error).__name__}). Check the name and the connection, or "
+            f"{which!r} could not be had from the hub ({type(error).__name__}). Check the name and the connection, or "
             f"pass a folder that holds it. Models that need no download: {', '.join(zoo_names())}."
         ) from error
+
+
+def _read_config(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json of the checkpoint {name} cannot be read ({_first_line(error)}). Look into {folder}, or download it "
+            "again."
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"config.json of the checkpoint {name} holds a {type(config).__name__}, not an object. Pass the folder that holds "
+            "the checkpoint."
+        )
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -15,14 +15,10 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from avlens.errors import AVLensError, LayerError
+from avlens.errors import AVLensError, LayerError, MediaError
+from avlens.version import __version__
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="TransformerLens for models that hear and see.",
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ClipPath = Annotated[Path, typer.Argument(help="A video or sound file.", metavar="CLIP")]
 Question = Annotated[str, typer.Option("-q", "--question", help="What to ask about the clip.")]
@@ -61,12 +57,28 @@ class Decoding(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; our errors become a message and exit code 2."""
+    """Run the command line; our errors, and files that cannot be read or written, become a message and exit code 2."""
     try:
         app()
-    except AVLensError as error:
+    except (AVLensError, OSError) as error:
         typer.echo(f"avlens: {error}", err=True)
         sys.exit(2)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"avlens {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """TransformerLens for models that hear and see."""
 
 
 @app.command()
@@ -86,10 +98,15 @@ def demo(
 
 @app.command()
 def tokens(
-    clip: ClipPath, question: Question = HEAR, model: ModelName = DEFAULT_MODEL, as_json: AsJson = False
+    clip: ClipPath,
+    question: Question = HEAR,
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
 ) -> None:
     """Which position of the prompt is what, when and where."""
-    inputs = _prepare(_load(model), clip, question)
+    inputs = _prepare(_load(model, device, dtype), clip, question)
     table, runs = inputs.tokens.to_frame(), _runs(inputs.tokens)
     value = {"prompt": inputs.tokens.prompt, "tokens": _records(table), "runs": _records(runs)}
     _show(value, as_json, lambda: _echo(f"{inputs.tokens!r}", runs.to_string(index=False)))
@@ -102,7 +119,7 @@ def sinks(
     model: ModelName = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = None,
-    top: Annotated[int, typer.Option(help="How many to print.")] = 20,
+    top: Annotated[int, typer.Option(help="How many to print.", min=0)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Which tokens are sinks, and whether later video or later audio reads them."""
@@ -147,8 +164,8 @@ def trace(
 
     loaded = _load(model, device, dtype)
     source = _clip(clip, loaded)
+    broken = _corrupted(source, corrupt)
     clean = loaded.prepare(source, question)
-    broken = source.silenced() if corrupt is Corrupt.AUDIO else source.blanked()
     result = causal_trace(
         loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), direction=direction.value,
         site=tuple(site.split(",")), layers=_layers(layers), progress=not as_json,
@@ -218,8 +235,11 @@ def check(
 
 
 def _load(name: str, device: str | None = None, dtype: str | None = None) -> Any:
+    from avlens.checkpoint import check_device
     from avlens.model import HookedAVModel
 
+    if device is not None:
+        check_device(device)
     return HookedAVModel.from_pretrained(name, device=device, dtype=dtype)
 
 
@@ -233,11 +253,24 @@ def _prepare(model: Any, path: Path, question: str) -> Any:
     return model.prepare(_clip(path, model), question)
 
 
+def _corrupted(clip: Any, corrupt: Corrupt) -> Any:
+    if corrupt is Corrupt.AUDIO and clip.waveform is None:
+        raise MediaError(f"--corrupt audio silences a clip, but {clip!r} has no sound. Use --corrupt video.")
+    if corrupt is Corrupt.VIDEO and clip.frames is None:
+        raise MediaError(f"--corrupt video blanks a clip, but {clip!r} has no video. Use --corrupt audio.")
+    return clip.silenced() if corrupt is Corrupt.AUDIO else clip.blanked()
+
+
 def _layers(given: str) -> Any:
+    """Which blocks `--layers` names.
+
+    Raises:
+        LayerError: If it names none.
+    """
     first, dash, last = given.partition("-")
     if given == "all":
         return "all"
-    if not first.isdigit() or (dash and not last.isdigit()):
+    if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
         raise LayerError(
             f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
         )

@@ -12,6 +12,7 @@ unless someone listens at the scores or the pattern of that very layer.
 """
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from transformers.cache_utils import DynamicCache
 
 from avlens import attention
 from avlens.errors import HookError
-from avlens.hooks import HookPoint, Run, edited, only_row_wise, watched
+from avlens.hooks import HookPoint, Run, edited, only_row_wise, through, watched
 
 AttentionMode = Literal["auto", "eager", "sdpa"]
 
@@ -183,9 +184,9 @@ class HookedRMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos *head d_model"]) -> Float[Tensor, "batch pos *head d_model"]:
         """Normalise each row."""
         wide = x.float()
-        scale = self.hook_scale((wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
+        scale = through(self.hook_scale, (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
         # Times the reciprocal, which rounds as the stock model's rsqrt does.
-        return self.w * self.hook_normalized((wide * (1 / scale)).to(x.dtype))
+        return self.w * through(self.hook_normalized, (wide * (1 / scale)).to(x.dtype))
 
 
 class HookedAttention(nn.Module):
@@ -205,16 +206,16 @@ class HookedAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos d_model"]:
         """What the heads write into the residual stream."""
         heads, groups = (self.cfg.n_heads, self.cfg.d_head), (self.cfg.n_key_value_heads, self.cfg.d_head)
-        q = self.hook_q(self.q_proj(x).unflatten(-1, heads))
-        k = self.hook_k(self.k_proj(x).unflatten(-1, groups))
-        v = self.hook_v(self.v_proj(x).unflatten(-1, groups))
+        q = through(self.hook_q, self.q_proj(x).unflatten(-1, heads))
+        k = through(self.hook_k, self.k_proj(x).unflatten(-1, groups))
+        v = through(self.hook_v, self.v_proj(x).unflatten(-1, groups))
         if self.cfg.use_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self.hook_rot_q(rotate(q, at.cos, at.sin)), self.hook_rot_k(rotate(k, at.cos, at.sin))
+        q, k = through(self.hook_rot_q, rotate(q, at.cos, at.sin)), through(self.hook_rot_k, rotate(k, at.cos, at.sin))
         k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
-        z = self.hook_z(self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
+        z = through(self.hook_z, self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
         if watched(self.hook_result):
-            return self.hook_result(torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2)
+            return through(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2) + self.b_O
         out: Tensor = self.o_proj(z.flatten(2))
         return out
 
@@ -230,7 +231,11 @@ class HookedAttention(nn.Module):
             return attention.fused(q, k, v, visible, causal=causal)
         if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
-        return attention.explicit(q, k, v, at.mask(), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern)
+        return attention.explicit(q, k, v, at.mask(), **self._edits())
+
+    def _edits(self) -> dict[str, Any]:
+        """Where the scores and the pattern pass on their way."""
+        return {"on_scores": partial(through, self.hook_attn_scores), "on_pattern": partial(through, self.hook_pattern)}
 
     def _in_chunks(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
         """Explicit attention, some query rows at a time: no tensor of size head x pos x pos is made."""
@@ -244,7 +249,7 @@ class HookedAttention(nn.Module):
                 run.query_index, run.key_index = index, keys[:seen]
                 where = (index, run.key_index, run.padding)
                 visible = attention.visible_keys(*(one.to(q.device) for one in where))
-                edits = {"on_scores": self.hook_attn_scores, "on_pattern": self.hook_pattern}
+                edits = self._edits()
                 parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, **edits))
         finally:
             run.query_index, run.key_index = rows, keys
@@ -302,8 +307,8 @@ class HookedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the neurons write into the residual stream."""
-        gate = self.act_fn(self.hook_pre(self.gate_proj(x)))
-        out: Tensor = self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x))))
+        gate = self.act_fn(through(self.hook_pre, self.gate_proj(x)))
+        out: Tensor = self.down_proj(through(self.hook_post, gate * through(self.hook_pre_linear, self.up_proj(x))))
         return out
 
     @property
@@ -343,16 +348,16 @@ class HookedExperts(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the chosen experts write into the residual stream."""
-        logits = self.hook_router_logits(linear(x, weight_of(self.gate).to(x.device)))
-        weights = self.hook_expert_weights(logits.float().softmax(-1))
+        logits = through(self.hook_router_logits, linear(x, weight_of(self.gate).to(x.device)))
+        weights = through(self.hook_expert_weights, logits.float().softmax(-1))
         assert self.cfg.experts_per_token is not None
-        chosen = self.hook_expert_indices(weights.topk(self.cfg.experts_per_token, dim=-1).indices)
+        chosen = through(self.hook_expert_indices, weights.topk(self.cfg.experts_per_token, dim=-1).indices)
         shares = weights.gather(-1, chosen)
         if self.cfg.norm_topk_prob:
             shares = shares / shares.sum(-1, keepdim=True)
         shares = shares.to(logits.dtype)
         if watched(self.hook_expert_out):
-            said = self.hook_expert_out(self._each(x, chosen))
+            said = through(self.hook_expert_out, self._each(x, chosen))
             return (said * shares[..., None]).sum(2).to(x.dtype)
         out: Tensor = self.experts(x.flatten(0, 1), chosen.flatten(0, 1), shares.flatten(0, 1))
         return out.view_as(x)
@@ -420,12 +425,21 @@ class HookedBlock(nn.Module):
         at.to(device)
         x = x.to(device)
         if 1 <= self.layer <= len(at.additions):
-            x = x + self.hook_deepstack(at.additions[self.layer - 1].to(x.device, x.dtype))
+            x = x + through(self.hook_deepstack, at.additions[self.layer - 1].to(x.device, x.dtype))
         # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
         resid_pre = self.hook_resid_pre(x.clone() if edited(self.hook_resid_pre) else x)
+        if at.run.keep is None and resid_pre.shape != x.shape:
+            raise HookError(
+                f"a hook at {self.hook_resid_pre.name} returned shape {list(resid_pre.shape)}, but the activation has "
+                f"{list(x.shape)}. Return a tensor of the same shape; to drop tokens, use discard."
+            )
         at.drop()
-        resid_mid = self.hook_resid_mid(resid_pre + self.hook_attn_out(self.attn(self.ln1(resid_pre), at)))
-        out: Tensor = self.hook_resid_post(resid_mid + self.hook_mlp_out(self.mlp(self.ln2(resid_mid))))
+        resid_mid = through(
+            self.hook_resid_mid, resid_pre + through(self.hook_attn_out, self.attn(self.ln1(resid_pre), at))
+        )
+        out: Tensor = through(
+            self.hook_resid_post, resid_mid + through(self.hook_mlp_out, self.mlp(self.ln2(resid_mid)))
+        )
         return out
 
 

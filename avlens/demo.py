@@ -15,6 +15,7 @@ from avlens.analyses.sinks import Sinks
 from avlens.analyses.tracing import CausalTrace, causal_trace
 from avlens.datasets.synthetic import Content, draw_clip
 from avlens.decoding import ASD
+from avlens.errors import ViewError
 from avlens.generation import Generation
 from avlens.hubs import find_hubs
 from avlens.inputs import AVInputs
@@ -43,8 +44,17 @@ class Story:
 
 
 def run_demo(model: HookedAVModel, out: Path, *, progress: bool = False) -> Story:
-    """Make a clip, run every step on it, and write `clip.mp4`, `report.html` and `report.json` to a folder."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Make a clip, run every step on it, and write `clip.mp4`, `report.html` and `report.json` to a folder.
+
+    Raises:
+        ViewError: If the folder cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ViewError(
+            f"the demo's folder {out} cannot be made ({error.strerror}). Pass a folder that is new, or that can be written to."
+        ) from error
     drawn = draw_clip(CONTENT, np.random.default_rng(0), seconds=4.0, fps=10.0, size=252)
     drawn.to_file(out / "clip.mp4")
     clip = Clip.from_file(out / "clip.mp4")

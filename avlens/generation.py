@@ -32,6 +32,7 @@ class Generation:
         texts: The same as text, without special tokens.
         cache: What was recorded over prompt and steps, if anything was asked for.
         records: What the decoding method decided at each step.
+        logits: Of each step, before any processor, if they were asked for.
         made_by: Model, prompts, options, seed, versions.
     """
 
@@ -40,6 +41,7 @@ class Generation:
     cache: AVCache | None
     records: Mapping[str, Any]
     made_by: Mapping[str, Any]
+    logits: Float[Tensor, "batch new_pos d_vocab"] | None = None
 
     @property
     def text(self) -> str:
@@ -70,6 +72,7 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         # In a tuple, so that it is no submodule: the loop must neither move nor save the model.
         self._model = (model,)
         self.inputs, self.run = inputs, run
+        self.logits: list[Tensor] | None = None
         self.written = torch.empty(len(inputs), 0, dtype=torch.long)
         self.rows = self._rows()
         self.config = model.stock.whole.config.get_text_config()
@@ -125,6 +128,8 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         logits = self.model.advance(rows, step, past_key_values)[:, -1]
         if self.run is not None:
             logits = self.run.mix(logits.unflatten(0, (streams, -1)), self.again)
+        if self.logits is not None:
+            self.logits.append(logits.detach())
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=past_key_values)
 
     def again(self, prompts: Sequence[int], hooks: Sequence[FwdHook]) -> Float[Tensor, "row d_vocab"]:

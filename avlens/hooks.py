@@ -21,7 +21,7 @@ from transformer_lens import ActivationCache, patching
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from avlens.errors import BatchError, PositionError
+from avlens.errors import BatchError, HookError, PositionError
 from avlens.names import HookName
 from avlens.tokens import TokenSet
 
@@ -98,6 +98,7 @@ class Run:
         key_index: Tensor position of each key that those queries may read.
         keep: Set by an edit that discards tokens, with query_index: which of the block's input rows remain.
         media_row: While an encoder runs: the row of the batch whose sound, video or image it reads.
+        discarded: Whether tokens of the prompt have left the sequence.
         again: Whether a decoding method reads the text a second time, which no hook bound to rows sees.
     """
 
@@ -108,6 +109,7 @@ class Run:
     keep: Int[Tensor, " kept"] | None = None
     media_row: int | None = None
     again: bool = False
+    discarded: bool = False
 
 
 @contextmanager
@@ -238,6 +240,21 @@ def on_rows(hooks: Sequence[FwdHook], rows: Sequence[int]) -> list[FwdHook]:
 def stream_rows(stream: int, n_prompts: int) -> range:
     """The rows of a stream of a decoding method that runs `n_prompts` prompts."""
     return range(stream * n_prompts, (stream + 1) * n_prompts)
+
+
+def through(point: HookPoint, x: Tensor) -> Tensor:
+    """An activation after its hooks.
+
+    Raises:
+        HookError: If a hook gave it another shape.
+    """
+    out: Tensor = point(x)
+    if out.shape != x.shape:
+        raise HookError(
+            f"a hook at {point.name} returned shape {list(out.shape)}, but the activation has {list(x.shape)}. "
+            "Return a tensor of the same shape, or None to leave it."
+        )
+    return out
 
 
 def is_row_wise(fn: Any) -> bool:

@@ -1,10 +1,11 @@
 """Does a loaded checkpoint keep the laws that everything else rests on?
 
 Runs them on one short clip, in the dtype the model has. Differences are relative to the largest logit or activation; what is
-allowed is 1e-5 in fp32 and the noise of the dtype otherwise.
+allowed is 1e-5 in fp32 and the noise of the dtype otherwise. A law that could not be tried differs by NaN, which is broken.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from avlens.errors import PromptError
-from avlens.inputs import AVInputs
+from avlens.inputs import AVInputs, Media
 from avlens.interventions import discard, knockout, patch
 from avlens.model import HookedAVModel
+from avlens.tokens import Modality
 
 ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
@@ -84,13 +86,13 @@ def _explicit(model: HookedAVModel, inputs: AVInputs) -> float:
 
 
 def _rows(model: HookedAVModel, inputs: AVInputs) -> float:
-    worst = [0.0]
+    off: list[float] = []
 
     def sums(pattern: Tensor, hook: object) -> None:  # noqa: ARG001
-        worst.append(float((pattern.float().sum(-1) - 1).abs().max()))
+        off.append(float((pattern.float().sum(-1) - 1).abs().max()))
 
     model.run_with_hooks(inputs, [(lambda name: name.endswith("hook_pattern"), sums)])
-    return max(worst)
+    return _largest(off)
 
 
 def _identity(model: HookedAVModel, inputs: AVInputs) -> float:
@@ -104,7 +106,7 @@ def _residual(model: HookedAVModel, inputs: AVInputs) -> float:
     for layer in range(model.cfg.n_layers):
         pre, attn, mid, mlp, post = (cache[name, layer] for name in short)
         differences += [_differ(pre + attn, mid), _differ(mid + mlp, post)]
-    return max(differences)
+    return _largest(differences)
 
 
 def _clean_into_clean(model: HookedAVModel, inputs: AVInputs) -> float:
@@ -115,6 +117,8 @@ def _clean_into_clean(model: HookedAVModel, inputs: AVInputs) -> float:
 def _restore(model: HookedAVModel, inputs: AVInputs) -> float:
     logits, cache = model.run_with_cache(inputs, names_filter=["resid_pre"])
     mute = _muted(inputs)
+    if all(one is other for one, other in zip(mute.prompt.media, inputs.prompt.media, strict=True)):
+        return math.nan  # Nothing was muted: the law would hold whatever patching does.
     restored = model.run_with_hooks(mute, patch(cache, inputs.tokens.media))
     after = int(inputs.tokens.media.positions.max()) + 1
     return _differ(restored[:, after:], logits[:, after:])
@@ -131,17 +135,29 @@ def _batch(model: HookedAVModel, inputs: AVInputs) -> float:
     text = model.prepare("what do you see and hear ?")
     both = model(AVInputs.batch([inputs, text]))
     short = len(text.tokens)
-    return max(_differ(both[:1], model(inputs)), _differ(both[1:, -short:], model(text)))
+    return _largest([_differ(both[:1], model(inputs)), _differ(both[1:, -short:], model(text))])
 
 
 def _muted(inputs: AVInputs) -> AVInputs:
-    """The same prompt with its mel spectrogram at its lowest value."""
+    """The same prompt with what its audio encoder reads at its lowest value."""
     prompt = inputs.prompt
-    media = [
-        replace(m, tensors={n: t.new_full(t.shape, float(t.min())) if n == "mel" else t for n, t in m.tensors.items()})
-        for m in prompt.media
-    ]
-    return replace(inputs, prompts=(replace(prompt, media=tuple(media)),))
+    return replace(inputs, prompts=(replace(prompt, media=tuple(_mute(medium) for medium in prompt.media)),))
+
+
+def _mute(medium: Media) -> Media:
+    """A sound at its lowest value; the medium itself where that changes nothing, or where it is no sound."""
+    if medium.modality != Modality.AUDIO:
+        return medium
+    tensors = {
+        name: torch.full_like(x, float(x.min())) if x.is_floating_point() else x for name, x in medium.tensors.items()
+    }
+    changed = any(not torch.equal(x, medium.tensors[name]) for name, x in tensors.items())
+    return replace(medium, tensors=tensors) if changed else medium
+
+
+def _largest(values: Sequence[float]) -> float:
+    """The largest; NaN if one is, which Python's max may drop, or if there is none."""
+    return float(torch.tensor(values).max()) if values else math.nan
 
 
 def _differ(ours: Tensor, reference: Tensor) -> float:

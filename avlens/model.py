@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from avlens import names
 from avlens.cache import AVCache, Recorder, Reduction
-from avlens.checkpoint import load_checkpoint
+from avlens.checkpoint import check_device, load_checkpoint
 from avlens.decoder import (
     AttentionMode,
     DecoderConfig,
@@ -41,7 +41,7 @@ from avlens.errors import BatchError, DecodingError, HookError, LayerError, Posi
 from avlens.families import FAMILIES
 from avlens.family import Family, Order, Part, Positions, PromptOptions, Stock
 from avlens.generation import Generation, Loop, all_hooks, generation_config, refuse_recording_beams
-from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, watched
+from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, through, watched
 from avlens.inputs import AVInputs, Media
 from avlens.media import Clip
 from avlens.tokens import TokenSet
@@ -102,12 +102,14 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             device_map: How accelerate spreads it over devices, such as `"auto"`.
             attn: `auto` (fused unless someone listens to scores or pattern), `eager`, or `sdpa`.
             ignore_settings: Settings of config.json that you know do not change the forward pass.
-            load_options: Further options of transformers' from_pretrained, such as `quantization_config`.
+            load_options: `revision` of a hub id, and options of transformers' from_pretrained, such as `quantization_config`.
 
         Raises:
             CheckpointError: If there is no such checkpoint, or its weights do not fit.
             UnsupportedSettingError: If its config holds a setting that nobody handled.
         """
+        if device is not None:
+            check_device(str(device))
         family, stock = load_checkpoint(
             str(name),
             FAMILIES,
@@ -363,6 +365,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         reductions: Sequence[Reduction] = (),
         device: str | torch.device | None = None,
         seed: int | None = None,
+        keep_logits: bool = False,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
         streamer: Any = None,
@@ -379,6 +382,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             reductions: What to record instead of whole activations.
             device: Where to keep what is recorded.
             seed: For sampling; the global generator is left as it was.
+            keep_logits: Whether to return each step's logits as the model made them, before any processor.
             logits_processor: transformers' LogitsProcessorList.
             stopping_criteria: transformers' StoppingCriteriaList.
             streamer: transformers' streamer.
@@ -400,6 +404,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
             with self.hooks(hooks):
                 loop: Any = Loop(self, inputs, run)
+                loop.logits = [] if keep_logits else None
                 ids: Tensor = loop.generate(
                     input_ids=inputs.ids.clamp(min=0).to(self.device), attention_mask=inputs.attention_mask.to(self.device),
                     generation_config=config, past_key_values=KeyValues(), logits_processor=logits_processor,
@@ -410,7 +415,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         made_by = self.made_by(inputs, decoding=repr(decoding), seed=seed, max_new_tokens=max_new_tokens, **options)
         maps = [prompt.tokens for prompt in inputs.prompts for _copy in range(config.num_return_sequences or 1)]
         cache = recorder.cache(self, maps, made_by) if recorder.parts else None
-        return Generation(new, texts, cache, {} if run is None else run.records(), made_by)
+        logits = torch.stack(loop.logits, dim=1) if keep_logits else None
+        return Generation(new, texts, cache, {} if run is None else run.records(), made_by, logits)
 
     def advance(
         self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues, *, again: bool = False
@@ -505,7 +511,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What enters block 0: token embeddings, with encoder outputs in the places of the media; and what is added later."""
-        embeds = self.hook_token_embed(self.embed(inputs.ids.clamp(min=0).to(self.device)))
+        embeds = through(self.hook_token_embed, self.embed(inputs.ids.clamp(min=0).to(self.device)))
         rows, columns, values = [], [], []
         for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
             for media in prompt.media:
@@ -525,7 +531,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             embeds = embeds.index_put(places, torch.cat([levels[0] for levels in values]))
         if grad and not embeds.requires_grad:
             embeds = embeds.detach().requires_grad_()
-        merged: Tensor = self.hook_embed(embeds)
+        merged = through(self.hook_embed, embeds)
         return merged, _additions(embeds, rows, columns, values)
 
     def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "level media_pos d_model"]:
@@ -572,6 +578,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     def _start(self, decoding: DecodingMethod | None, inputs: AVInputs, config: Any) -> Any:
         if decoding is None:
             return None
+        if isinstance(decoding, type) or not isinstance(decoding, DecodingMethod):
+            raise DecodingError(f"decoding is {decoding!r}. Pass a method such as avlens.decoding.ASD().")
         if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
             raise DecodingError(
                 f"{type(decoding).__name__} decodes one continuation per prompt, but num_beams={config.num_beams} and "

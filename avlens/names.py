@@ -33,6 +33,8 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+import numpy as np
+
 from avlens.errors import HookError, LayerError
 
 Layers = Literal["all"] | Sequence[int]
@@ -67,7 +69,7 @@ def at(short: str, layer: int) -> str:
         HookError: If no activation of a block has that short name.
     """
     if short not in SITES:
-        raise HookError(f"{short!r} is no activation of a block. {_nearest(short, SITES)}")
+        raise HookError(f"{short!r} is no activation of a block. {nearest(short, SITES)}")
     part, last = SITES[short]
     return ".".join(piece for piece in ("blocks", str(layer), part, f"hook_{last}") if piece)
 
@@ -103,13 +105,17 @@ def checked_layers(layers: Sequence[int]) -> list[int]:
     """`layers` as a list.
 
     Raises:
-        LayerError: If it is not a sequence of integers from 0 up.
+        LayerError: If it is not a sequence of integers from 0 up, or empty.
     """
     if isinstance(layers, (str, bytes)) or not isinstance(layers, Iterable):
         raise LayerError(f"layers is {layers!r}. Pass 'all', a list such as [3] or a range such as range(8, 15).")
-    if wrong := [layer for layer in layers if not isinstance(layer, int) or layer < 0]:
+    if wrong := [layer for layer in layers if not isinstance(layer, (int, np.integer)) or layer < 0]:
         raise LayerError(f"layers holds {wrong[0]!r}. Layers are integers counted from 0.")
-    return list(layers)
+    if len(chosen := [int(layer) for layer in layers]) == 0:
+        raise LayerError(
+            f"layers is {layers!r}, which holds none. Pass 'all', a list such as [3] or a range such as range(8, 15)."
+        )
+    return chosen
 
 
 def layer_of(name: str) -> int | None:
@@ -153,16 +159,17 @@ def matching(names_filter: NamesFilter, names: Iterable[str]) -> list[str]:
 def _named(want: str, names: list[str]) -> list[str]:
     found = [name for name in names if name == want or short_name(name) == want]
     if not found:
-        raise HookError(f"no activation is called {want!r}. {_nearest(want, names)}")
+        raise HookError(f"no activation is called {want!r}. {nearest(want, names)}")
     return found
 
 
-def _nearest(want: str, names: Iterable[str]) -> str:
+def nearest(want: str, names: Iterable[str]) -> str:
+    """Advice on a name that is not among `names`: those near it, or some of those there are."""
     known = sorted({short_name(name) for name in names} | set(names))
     near = difflib.get_close_matches(want, known, n=3, cutoff=0.5)
     if near:
         return f"Near names: {', '.join(near)}."
-    return f"There are {_few([name for name in known if '.' not in name] or known)}."
+    return f"There are {len(known)}, {_few([name for name in known if '.' not in name] or known)}."
 
 
 def _few(names: list[str]) -> str:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avlens import AVCache, attention, attention_received, knockout, reduce
-from avlens.errors import BatchError, HookError, MissingActivationError
+from avlens import AVCache, attention, attention_received, discard, knockout, patch, reduce
+from avlens.analyses.sinks import find_sinks
+from avlens.errors import BatchError, HookError, MissingActivationError, PositionError
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal, prompt_of
@@ -67,7 +68,8 @@ def test_activations_are_had_by_full_or_short_name_and_layer():
     assert cache["embed"] is cache["hook_embed"]
     for key, full in ((("resid_post", 9), "blocks.9.hook_resid_post"), ("blocks.0.hook_q", "blocks.0.hook_q")):
         with pytest.raises(
-            MissingActivationError, match=rf"'{full}' is not in this cache, which holds 10 .*names_filter=\["
+            MissingActivationError,
+            match=rf"'{full}' is not in this cache, which holds 10 .*(names_filter=\[|Near names)",
         ):
             cache[key]
 
@@ -252,3 +254,41 @@ def test_activations_can_be_kept_elsewhere_and_are_detached():
     for use in (lambda: cache.row(0), lambda: cache.at(TOKENS.last), lambda: cache.save("nowhere")):
         with pytest.raises(BatchError, match="has lost its batch axis. Run again without remove_batch_dim"):
             use()
+
+
+def test_what_was_recorded_after_a_discard_is_refused_where_positions_matter():
+    _, cache = MODEL.run_with_cache(INPUTS, ["resid_pre"], fwd_hooks=discard(TOKENS.video, layer=1))
+    assert cache["resid_pre", 2].shape[1] == len(TOKENS) - len(TOKENS.video)
+    for use in (
+        lambda: patch(cache, TOKENS.at([60]), layers=[2]),
+        lambda: cache.at(TOKENS.audio),
+        lambda: find_sinks(cache, [1]),
+    ):
+        with pytest.raises(PositionError, match="without discard"):
+            use()
+    assert patch(cache, TOKENS.at([60]), layers=[0])
+
+
+def test_a_set_of_another_prompt_and_two_reductions_of_one_name_are_refused():
+    other = MODEL.prepare(tiny_clip(1.0), "what ?").tokens
+    _, cache = MODEL.run_with_cache(INPUTS, ["resid_pre"])
+    with pytest.raises(PositionError, match="another layout"):
+        cache.at(other.audio)
+    norm = reduce("resid_pre", "norm", lambda x: x.norm(dim=-1))
+    with pytest.raises(HookError, match="a label of its own"):
+        MODEL.run_with_cache(INPUTS, [], reductions=[norm, norm])
+
+
+def test_a_reduction_of_the_whole_pattern_is_given_the_whole_pattern(monkeypatch):
+    small_chunks(monkeypatch)
+    _, full = MODEL.run_with_cache(INPUTS, "pattern")
+    _, most = MODEL.run_with_cache(INPUTS, [], reductions=[reduce("pattern", "most", lambda p: p.amax(2))])
+    assert_equal(most["pattern.most", 1], full["pattern", 1].amax(2))
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1.hook_resid_pre", "blocks.1.hook_attn_out", "hook_embed", "blocks.0.attn.hook_q"]
+)
+def test_a_hook_that_changes_the_shape_is_refused(name):
+    with pytest.raises(HookError, match="the same shape"):
+        MODEL.run_with_hooks(INPUTS, [(name, lambda x, hook: x[:, :1])])

@@ -1,11 +1,12 @@
 """Where a checkpoint is looked for, and what is said where there is none. Loading itself is the families' tests."""
 
 import json
+import shutil
 
 import pytest
 
-from avlens.checkpoint import find_checkpoint, zoo_names
-from avlens.errors import CheckpointError
+from avlens.checkpoint import ZOO, check_device, find_checkpoint, zoo_names
+from avlens.errors import CheckpointError, UnsupportedSettingError
 from avlens.model import HookedAVModel
 
 
@@ -42,3 +43,75 @@ def test_a_hub_id_that_cannot_be_had_says_what_needs_no_download(monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(CheckpointError, match="Models that need no download: avlens-tiny"):
         find_checkpoint("some/model")
+
+
+@pytest.mark.parametrize("written", ["{", "\x00", "[1]"])
+def test_a_config_that_cannot_be_read_is_said(tmp_path, written):
+    (tmp_path / "config.json").write_text(written)
+    with pytest.raises(CheckpointError, match=r"config\.json of the checkpoint .* (cannot be read|holds a list)"):
+        HookedAVModel.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_missing_or_cut_off_are_said(tmp_path):
+    shutil.copytree(ZOO / "avlens-tiny", tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="a file of the checkpoint .* cannot be read"):
+        HookedAVModel.from_pretrained(tmp_path)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="has no weights"):
+        HookedAVModel.from_pretrained(tmp_path)
+
+
+def test_a_revision_is_refused_where_there_is_only_one_version(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for name, says in (("avlens-tiny", "a model of the zoo"), (tmp_path, "a folder")):
+        with pytest.raises(CheckpointError, match=f"revision is 'v2', but .* is {says}.*Leave revision out"):
+            HookedAVModel.from_pretrained(name, revision="v2")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub whose every repository is avlens-tiny at one commit, and what was asked of it."""
+    asked, snapshot = [], tmp_path / "0123abcd"
+    snapshot.mkdir()
+
+    def download(name, *, revision, allow_patterns):
+        asked.append((name, revision, "*.safetensors" in allow_patterns))
+        if "*.safetensors" in allow_patterns:
+            shutil.copytree(ZOO / "avlens-tiny", snapshot, dirs_exist_ok=True)
+        else:
+            shutil.copy(ZOO / "avlens-tiny" / "config.json", snapshot)
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_hub_id_is_loaded_at_the_revision_asked_for_config_first(hub, revision):
+    model = HookedAVModel.from_pretrained("some/model", revision=revision)
+    assert model.cfg.n_layers == HookedAVModel.from_pretrained("avlens-tiny").cfg.n_layers
+    assert hub == [("some/model", revision, False), ("some/model", "0123abcd", True)]
+
+
+def test_weights_are_not_downloaded_for_a_config_or_dtype_that_is_refused(hub, monkeypatch):
+    with pytest.raises(UnsupportedSettingError, match="is no dtype"):
+        HookedAVModel.from_pretrained("some/model", dtype="float7")
+    assert not hub
+    monkeypatch.setattr("avlens.checkpoint._read_config", lambda *_: {"model_type": "llama"})
+    with pytest.raises(CheckpointError, match="no family"):
+        HookedAVModel.from_pretrained("some/model")
+    assert hub == [("some/model", None, False)]
+
+
+def test_a_hub_id_that_is_no_id_is_said():
+    with pytest.raises(CheckpointError, match="could not be had from the hub \\(HFValidationError"):
+        find_checkpoint("some/-model-")
+
+
+def test_devices_are_tried_before_anything_is_loaded():
+    check_device("cpu")
+    for device in ("gpu", "meta", "", "cuda:99"):
+        with pytest.raises(CheckpointError, match=rf"the device '{device}' cannot be used .*Devices here: cpu"):
+            check_device(device)

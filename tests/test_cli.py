@@ -5,15 +5,25 @@ import json
 import sys
 
 import pytest
+import torch
 
-from avlens import cli
+from avlens import __version__, cli
 from avlens.datasets.synthetic import synthetic_clips
+from avlens.media import Clip
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     sample = synthetic_clips(1, seed=5, blank=0, silent=0, matching=0)[0]
     return str(sample.clip.to_file(tmp_path_factory.mktemp("clips") / "ball.mp4"))
+
+
+@pytest.fixture(scope="module")
+def halves(clip, tmp_path_factory):
+    """The clip without its sound, and without its video."""
+    folder, whole = tmp_path_factory.mktemp("halves"), Clip.from_file(clip)
+    silent, blind = whole.without_audio(), whole.without_video()
+    return {"SILENT": str(silent.to_file(folder / "silent.mp4")), "BLIND": str(blind.to_file(folder / "blind.wav"))}
 
 
 @pytest.fixture
@@ -69,10 +79,10 @@ def test_sinks(run, clip):
 
 
 def test_trace_takes_direction_sites_and_layers(run, clip):
-    noised = json.loads(run("trace", clip, "--direction", "noise", "--site", "k,v", "--layers", "0-5", "--json")[1])
+    noised = json.loads(run("trace", clip, "--direction", "noise", "--site", "k,v", "--layers", "0-3", "--json")[1])
     effects = {row["set"]: row["IE_clean"] for row in noised["sets"]}
     assert effects["all audio and video"] == pytest.approx(noised["TE_clean"], abs=1e-4)
-    late = json.loads(run("trace", clip, "--layers", "5", "--site", "ln1.normalized", "--json")[1])
+    late = json.loads(run("trace", clip, "--layers", "3", "--site", "ln1.normalized", "--json")[1])
     assert late["made_by"]["sites"] == ["ln1.normalized"]
     assert run("trace", clip, "--layers", "x")[0] == 2 and run("trace", clip, "--layers", "9")[0] == 2
 
@@ -119,10 +129,40 @@ def test_models_and_check(run):
         (["caption", "CLIP", "--decoding", "magic"], "magic"),
         (["caption", "CLIP", "--dtype", "float7"], "is no dtype"),
         (["trace", "CLIP", "--corrupt", "smell"], "smell"),
+        (["trace", "CLIP", "--layers", "5-2"], "--layers is '5-2'"),
+        (["trace", "CLIP", "--layers", "²"], "--layers is '²'"),
+        (["trace", "SILENT"], "has no sound. Use --corrupt video."),
+        (["trace", "BLIND", "--corrupt", "video"], "has no video. Use --corrupt audio."),
+        (["sinks", "CLIP", "--top", "-1"], "--top"),
+        (["tokens", "CLIP", "--device", "gpu"], "the device 'gpu' cannot be used"),
+        (["sinks", "CLIP", "--device", "meta"], "Devices here: cpu"),
+        (["demo", "--out", __file__], "cannot be made (File exists)"),
+        (["demo", "--out", f"{__file__}/below"], "cannot be made (Not a directory)"),
         (["check", "/"], "no config.json"),
         (["fly"], "fly"),
     ],
 )
-def test_bad_input_is_said_and_ends_with_2(run, clip, arguments, says):
-    code, out, err = run(*[clip if argument == "CLIP" else argument for argument in arguments])
+def test_bad_input_is_said_and_ends_with_2(run, clip, halves, arguments, says):
+    files = {"CLIP": clip, **halves}
+    code, out, err = run(*[files.get(argument, argument) for argument in arguments])
     assert code == 2 and says in err and not out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda can be used here")
+def test_cuda_is_refused_where_there_is_none(run, clip):
+    code, out, err = run("caption", clip, "--device", "cuda")
+    assert code == 2 and "the device 'cuda' cannot be used" in err and not out
+
+
+def test_files_that_cannot_be_written_end_with_2(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("avlens.demo.run_demo", refuse)
+    code, out, err = run("demo")
+    assert code == 2 and "No space left on device" in err and not out
+
+
+def test_device_and_dtype_of_tokens_and_the_version(run, clip):
+    assert run("tokens", clip, "--device", "cpu", "--dtype", "bfloat16")[0] == 0
+    assert run("--version") == (0, f"avlens {__version__}\n", "")

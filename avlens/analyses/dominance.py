@@ -170,7 +170,7 @@ class Hubs:
     Attributes:
         uni: Audio and video sinks that their own modality reads (relatively) more.
         cross: Those that the other modality reads (relatively) more: cross-modal hubs.
-        unscored: Those that nothing later reads.
+        unscored: Those that nothing later reads; all, in a prompt without audio or without video.
         method: How they were split.
     """
 
@@ -205,6 +205,11 @@ def split_sinks(
         raise PositionError(f"quantile is {quantile}. Pass a share between 0 and 1.")
     uni, cross, unscored = [], [], []
     kinds = dominance.sinks.tokens.modality[dominance.sinks.positions]
+    tokens = dominance.sinks.tokens
+    if not tokens.audio or not tokens.video:
+        # Where only one modality is there to read, every score is mechanical.
+        media = torch.isin(kinds, torch.tensor([int(Modality.VIDEO), int(Modality.AUDIO)]))
+        return Hubs(tokens.at([]), tokens.at([]), tokens.at(dominance.sinks.positions[media].tolist()), method)
     for kind, towards_own in ((Modality.VIDEO, dominance.mean), (Modality.AUDIO, -dominance.mean)):
         mine = (kinds == kind).nonzero()[:, 0]
         scored = mine[~towards_own[mine].isnan()]
@@ -212,7 +217,6 @@ def split_sinks(
         is_uni = _is_uni(towards_own[scored], method, band, quantile)
         uni += dominance.sinks.positions[scored[is_uni]].tolist()
         cross += dominance.sinks.positions[scored[~is_uni]].tolist()
-    tokens = dominance.sinks.tokens
     said = {"band": f"band {band}", "quantile": f"quantile {quantile}"}.get(method, method)
     return Hubs(tokens.at(uni), tokens.at(cross), tokens.at(unscored), said)
 
@@ -234,6 +238,7 @@ def _received_by_modality(
 ) -> tuple[Float[Tensor, "layer head sink"], Float[Tensor, "layer head sink"], tuple[int, ...]]:
     """Mean attention of later video and of later audio queries to each sink, per head; NaN where there are none."""
     tokens = cache.tokens
+    cache.require_positions(cache.cache_dict)
     for given in (sinks, queries):
         if given is not None:
             tokens.check_own(given)

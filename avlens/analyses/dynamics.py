@@ -94,6 +94,8 @@ def attention_dynamics(
     Raises:
         PositionError: If a set is empty or belongs to a prompt of another layout.
     """
+    if not sets:
+        raise PositionError("there is no set to watch. Pass some, such as {'audio': inputs.tokens.audio}.")
     for name, chosen in sets.items():
         inputs.tokens.check_own(chosen)
         if not len(chosen):

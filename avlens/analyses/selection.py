@@ -349,14 +349,8 @@ def _prompt(model: Any, clip: Clip, sample: Sample) -> AVInputs:
 
 
 def _asked(model: Any, inputs: AVInputs, max_new_tokens: int) -> _Answer:
-    steps: list[Tensor] = []
-
-    def keep(_ids: Tensor, logits: Tensor) -> Tensor:
-        steps.append(logits[0].detach().float().cpu())
-        return logits
-
-    out = model.generate(inputs, max_new_tokens, logits_processor=[keep])
-    return _Answer(out.text.strip(), tuple(steps))
+    out = model.generate(inputs, max_new_tokens, keep_logits=True)
+    return _Answer(out.text.strip(), tuple(out.logits[0].float().cpu()))
 
 
 def _check_layouts(prompts: Mapping[str, AVInputs]) -> None:

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avlens.cache import AVCache, Reduction
-from avlens.errors import MissingActivationError, PositionError
+from avlens.errors import LayerError, MissingActivationError, PositionError
 from avlens.tokens import Modality, TokenMap, TokenSet
 
 ENERGY = 25**2 / 3584
@@ -85,7 +85,7 @@ def find_sink_dims(
         at_most: How many to keep.
     """
     n_layers = model.cfg.n_layers
-    layers = tuple(range(2, n_layers - 1) if n_layers >= 6 else range(1, n_layers))
+    layers = tuple(range(2, n_layers - 1) if n_layers >= 6 else range(1, n_layers)) or (0,)
     rows, texts = [], list(prompts)
     for text in texts:
         _, cache = model.run_with_cache(model.prepare(text), names_filter=["resid_pre"])
@@ -150,7 +150,13 @@ class Sinks:
         return self.token_map.at([position for position in self.tokens if self.frequency[position] >= m])
 
     def in_layer(self, layer: int) -> TokenSet:
-        """The sinks of one layer."""
+        """The sinks of one layer.
+
+        Raises:
+            LayerError: If the layer was not looked at.
+        """
+        if layer not in self.layers:
+            raise LayerError(f"layer {layer} was not looked at; layers {list(self.layers)} were.")
         return self.token_map.at(self.is_sink[self.layers.index(layer)].nonzero()[:, 0].tolist())
 
     def per_layer(self) -> pd.DataFrame:
@@ -191,6 +197,7 @@ def find_sinks(cache: AVCache, dims: Iterable[int], *, energy: float = ENERGY) -
         BatchError: If it holds several prompts.
     """
     dims = tuple(dims)
+    cache.require_positions(cache.cache_dict)
     streamed = f"resid_pre.{_label(dims)}"
     layers = cache.layers(streamed) or cache.layers("resid_pre")
     if not layers:

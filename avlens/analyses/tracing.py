@@ -40,6 +40,9 @@ from avlens.tokens import TokenSet
 Direction = Literal["denoise", "noise"]
 Step = Literal["first", "max"]
 
+_NO_EFFECT = 1e-6
+"""A total effect below this is rounding: shares of it are NaN."""
+
 
 @dataclass(frozen=True, eq=False)
 class CausalTrace:
@@ -52,7 +55,7 @@ class CausalTrace:
         p_clean: Probability of (o_clean, o_corrupt) in the clean run.
         p_corrupt: The same in the corrupted run.
         p_patched: The same with each set patched.
-        flipped: Whether the patched run answers as the run it was patched from.
+        flipped: Whether the patched run answers as the run it was patched from; never where both answer the same.
         answers: Both answers as text.
         direction: Which run was patched into which.
         layers: Which blocks were patched.
@@ -76,13 +79,20 @@ class CausalTrace:
     made_by: Mapping[str, Any]
 
     @property
+    def same_answer(self) -> bool:
+        """Whether both runs answer the same, so that there is no corrupted answer to tell from the clean one."""
+        return bool(set(self.o_clean) & set(self.o_corrupt))
+
+    @property
     def ie_clean(self) -> Float[Tensor, " set"]:
         """Indirect effect on the clean answer: how much of it each set restores, or destroys."""
         return _effects(self.p_patched, self.p_clean, self.p_corrupt, self.direction)[0]
 
     @property
     def ie_corrupt(self) -> Float[Tensor, " set"]:
-        """Indirect effect on the corrupted answer: how much of it each set removes, or brings."""
+        """Indirect effect on the corrupted answer: how much of it each set removes, or brings; NaN if both answers are one."""
+        if self.same_answer:
+            return torch.full((len(self.sets),), torch.nan)
         return _effects(self.p_patched, self.p_clean, self.p_corrupt, self.direction)[1]
 
     @property
@@ -92,13 +102,15 @@ class CausalTrace:
 
     @property
     def te_corrupt(self) -> float:
-        """Total effect on the corrupted answer."""
+        """Total effect on the corrupted answer; NaN if both answers are one."""
+        if self.same_answer:
+            return float("nan")
         return float(self.p_corrupt[1] - self.p_clean[1])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per set; shares of the total effect are NaN where the corruption changed nothing."""
+        """One row per set; shares of the total effect are NaN where the corruption changed next to nothing."""
         counts = [len(tokens) for tokens in self.sets.values()]
-        te = self.te_clean if abs(self.te_clean) > 0 else float("nan")
+        te = self.te_clean if abs(self.te_clean) > _NO_EFFECT else float("nan")
         return pd.DataFrame(
             {
                 "tokens": counts,
@@ -246,6 +258,10 @@ class _Tracer:
             answers = (model.to_string(torch.tensor(firsts[0])), model.to_string(torch.tensor(firsts[1])))
         else:
             words = (_first_tokens(model, answers[0]), _first_tokens(model, answers[1]))
+            if set(words[0]) & set(words[1]):
+                raise PromptError(
+                    f"the answers {answers[0]!r} and {answers[1]!r} begin with the same token. Pass two that differ."
+                )
         return cls(model, clean, corrupt, direction, sites, chosen, step, max_new_tokens, cache, words, answers)
 
     def hooks(self, tokens: TokenSet, layers: Sequence[int]) -> list[FwdHook]:
@@ -257,11 +273,12 @@ class _Tracer:
             self._measure(target, hooks[name]) for name in tqdm(sets, desc="patching", unit="set", disable=not progress)
         ]
         wanted = self.words[0] if self.direction == "denoise" else self.words[1]
+        told_apart = not set(self.words[0]) & set(self.words[1])
         clean, corrupt = self._measure(self.clean, []), self._measure(self.corrupt, [])
         return CausalTrace(
             sets=dict(sets), o_clean=self.words[0], o_corrupt=self.words[1], p_clean=clean[0], p_corrupt=corrupt[0],
             p_patched=torch.stack([p for p, _ in runs]) if runs else torch.empty(0, 2),
-            flipped=tuple(first in wanted for _, first in runs), answers=self.answers, direction=self.direction,
+            flipped=tuple(told_apart and first in wanted for _, first in runs), answers=self.answers, direction=self.direction,
             layers=tuple(self.layers), sites=self.sites, step=self.step,
             made_by=self.model.made_by(self.clean, corrupt=dict(self.corrupt.record), sites=self.sites, step=self.step),
         )  # fmt: skip
@@ -277,14 +294,8 @@ class _Tracer:
         if self.step == "first":
             logits: Tensor = self.model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=inputs.tokens.last)[0]
             return logits
-        seen: list[Tensor] = []
-
-        def keep(_ids: Tensor, scores: Tensor) -> Tensor:
-            seen.append(scores[0].clone())
-            return scores
-
-        self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, logits_processor=[keep])
-        return torch.stack(seen)
+        written: Tensor = self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, keep_logits=True).logits[0]
+        return written
 
 
 def _check(clean: AVInputs, corrupt: AVInputs, direction: str, step: str) -> None:

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
-from avlens.decoder import DecoderConfig
+from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import window_order
 from avlens.errors import PromptError
@@ -159,14 +159,14 @@ class Qwen25Omni(Family):
         if media.modality == Modality.AUDIO:
             audio, mel = encoders["audio"].tower, media.tensors["mel"]
             weight = audio.conv1.weight
-            mel = mel.to(weight.device, weight.dtype)
+            mel = mel.to(device_of(audio.conv1), weight.dtype)
             heard: Tensor = audio(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device)).last_hidden_state
             return heard[None]
-        vision, weight = encoders["vision"], encoders["vision"].tower.patch_embed.proj.weight
-        grid = media.tensors["grid"][None].to(weight.device)
+        vision, first = encoders["vision"], encoders["vision"].tower.patch_embed.proj
+        grid = media.tensors["grid"][None].to(device_of(first))
         vision.order = self._window_order(media.tensors["grid"]) if vision.watched else None
         seen: Tensor = vision.tower(
-            media.tensors["pixels"].to(weight.device, weight.dtype), grid_thw=grid
+            media.tensors["pixels"].to(device_of(first), first.weight.dtype), grid_thw=grid
         ).pooler_output
         return seen[None]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
 from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
-from avlens.decoder import DecoderConfig
+from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import raster_order
 from avlens.errors import CheckpointError, PromptError
@@ -153,14 +153,14 @@ class Qwen3Omni(Family):
         if media.modality == Modality.AUDIO:
             audio, mel = encoders["audio"].tower, media.tensors["mel"]
             weight = audio.conv2d1.weight
-            mel = mel.to(weight.device, weight.dtype)
+            mel = mel.to(device_of(audio.conv2d1), weight.dtype)
             heard: Tensor = audio(mel, feature_lens=torch.tensor([mel.shape[1]], device=mel.device)).last_hidden_state
             return heard[None]
-        vision, weight = encoders["vision"], encoders["vision"].tower.patch_embed.proj.weight
+        vision, first = encoders["vision"], encoders["vision"].tower.patch_embed.proj
         grid = media.tensors["grid"]
         vision.order = raster_order(grid, self.reading.rules.merge) if vision.watched else None
-        pixels = media.tensors["pixels"].to(weight.device, weight.dtype)
-        seen = vision.tower(pixels, grid_thw=grid[None].to(weight.device))
+        pixels = media.tensors["pixels"].to(device_of(first), first.weight.dtype)
+        seen = vision.tower(pixels, grid_thw=grid[None].to(device_of(first)))
         return torch.stack([seen.pooler_output, *seen.deepstack_features])
 
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:

@@ -33,7 +33,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from avlens.chat import Medium, assemble, grid_edges, grid_tokens, media_of, text_prompts, write_chat
-from avlens.decoder import DecoderConfig
+from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import PatchRules, cut_patches, window_order
 from avlens.encoders.qformer import (
@@ -251,15 +251,15 @@ class VideoSalmonn2Plus(Family):
         """Run the audio or vision tower on one sound, video or image."""
         if media.modality == Modality.AUDIO:
             audio = encoders["audio"].tower
-            weight = audio.whisper.conv1.weight
-            heard: Tensor = audio(media.tensors["mel"].to(weight.device, weight.dtype))
+            conv = audio.whisper.conv1
+            heard: Tensor = audio(media.tensors["mel"].to(device_of(conv), conv.weight.dtype))
             return heard.flatten(0, 1)[None]
-        vision, weight = encoders["vision"], encoders["vision"].tower.patch_embed.proj.weight
+        vision, first = encoders["vision"], encoders["vision"].tower.patch_embed.proj
         grid, rules = media.tensors["grid"], self.rules
         window = self.config.vision_config.window_size
         vision.order = window_order(grid, rules.merge, window, rules.patch) if vision.watched else None
-        pixels = media.tensors["pixels"].to(weight.device, weight.dtype)
-        seen: Tensor = vision.tower(pixels, grid_thw=grid[None].to(weight.device)).pooler_output
+        pixels = media.tensors["pixels"].to(device_of(first), first.weight.dtype)
+        seen: Tensor = vision.tower(pixels, grid_thw=grid[None].to(device_of(first))).pooler_output
         return seen[None]
 
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from avlens.chat import Medium, assemble, grid_edges, media_of, text_prompts, write_chat
-from avlens.decoder import DecoderConfig
+from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.qformer import (
     PIECE_SECONDS,
@@ -276,12 +276,12 @@ class VideoSalmonnO1(Family):
         """Run the audio or vision tower on one sound or video."""
         if media.modality == Modality.AUDIO:
             speech = encoders["audio"].tower
-            mel = media.tensors["mel"].to(speech.final[0].weight.device, speech.tokens.whisper.conv1.weight.dtype)
+            mel = media.tensors["mel"].to(device_of(speech.final[0]), speech.tokens.whisper.conv1.weight.dtype)
             heard: Tensor = speech(mel)
             return heard[media.tensors["source"].to(heard.device)][None]
         vision = encoders["vision"].tower
-        weight = vision.siglip.embeddings.patch_embedding.weight
-        seen: Tensor = vision(media.tensors["pixels"].to(weight.device, weight.dtype))
+        first = vision.siglip.embeddings.patch_embedding
+        seen: Tensor = vision(media.tensors["pixels"].to(device_of(first), first.weight.dtype))
         return seen.flatten(0, 1)[None]
 
     def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avlens import names
@@ -34,39 +34,61 @@ class Ablate:
     Attributes:
         tokens: Where.
         method: By what.
-        source: For each token, the reference positions it may take from (mean) or the one it takes (resample).
+        sources: Positions that are replaced alike, and the reference positions they take from: all of them (mean), one
+            each (resample) or none (zero).
         reference: The reference run, or None for the run itself.
         name: Short name of the activation.
     """
 
     tokens: TokenSet
     method: Method
-    source: tuple[Int[Tensor, " _source"], ...]
+    sources: tuple[tuple[Int[Tensor, " _replaced"], Int[Tensor, " _source"]], ...]
     reference: AVCache | None
     name: str
 
     def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"] | None:
-        """A copy of `x` with the positions replaced; None where the run computes none of them."""
-        positions, rows = query_positions(hook, x), rows_of(hook, self.tokens).tolist()
-        edited = x.clone()
+        """A copy of `x` with the positions replaced; None where the run computes none of them.
+
+        Of a run from which tokens were discarded, the mean is over those that are left, NaN where none is; a resampled
+        position whose source was discarded is NaN.
+        """
+        positions, of_layout = query_positions(hook, x), rows_of(hook, self.tokens).tolist()
+        edited = None
         for row in range(x.shape[0]):
-            own = positions[min(row, len(positions) - 1)]
-            if rows[min(row, len(rows) - 1)] and bool((own < len(self.tokens.tokens)).any()):
-                self._edit(edited[row], x[row], own, hook)
+            where = self._where(positions[min(row, len(positions) - 1)])
+            if of_layout[min(row, len(of_layout) - 1)] and bool((where[self.tokens.positions.to(x.device)] >= 0).any()):
+                edited = x.clone() if edited is None else edited
+                self._edit(edited[row], x[row], where, hook)
         return edited
 
-    def _edit(self, out: Tensor, x: Tensor, own: Int[Tensor, " pos"], hook: HookPoint) -> None:
-        where = {position: i for i, position in enumerate(own.tolist())}
-        reference = x if self.reference is None else self.reference[str(hook.name)][0].to(x.device, x.dtype)
-        for token, source in zip(self.tokens, self.source, strict=True):
-            if token not in where:
-                continue
-            if self.method == "zero":
-                out[where[token]] = 0
-            elif self.reference is None:
-                out[where[token]] = reference[[where[s] for s in source.tolist() if s in where]].mean(0)
-            else:
-                out[where[token]] = reference[source.to(x.device)].mean(0)
+    def _where(self, own: Int[Tensor, " pos"]) -> Int[Tensor, " prompt_pos"]:
+        """The row of the tensor at which each position of the prompt is computed; -1 where it is not."""
+        where = own.new_full((len(self.tokens.tokens),), -1)
+        rows = ((own >= 0) & (own < len(where))).nonzero()[:, 0]
+        where[own[rows]] = rows
+        return where
+
+    def _edit(self, out: Tensor, x: Tensor, where: Int[Tensor, " prompt_pos"], hook: HookPoint) -> None:
+        for replaced, source in self.sources:
+            into = where[replaced.to(x.device)]
+            out[into[into >= 0]] = self._values(x, where, source, hook, into >= 0)
+
+    def _values(
+        self, x: Tensor, where: Int[Tensor, " prompt_pos"], source: Int[Tensor, " _source"], hook: HookPoint,
+        computed: Bool[Tensor, " _replaced"],
+    ) -> Tensor:  # fmt: skip
+        if self.method == "zero":
+            return x.new_zeros(())
+        source = source.to(x.device) if self.method == "mean" else source.to(x.device)[computed]
+        if self.reference is None:
+            held, index = x, where[source]
+        else:
+            self.reference.require_positions([str(hook.name)])
+            held, index = self.reference[str(hook.name)][0].to(x.device, x.dtype), source
+        if self.method == "mean":
+            return held[index[index >= 0]].mean(0)
+        gone = (index < 0).view(-1, *[1] * (held.ndim - 1))
+        return held[index.clamp(min=0)].masked_fill(gone, torch.nan)
 
     def __repr__(self) -> str:
         return f"Ablate({self.name} at {self.tokens!r} by {self.method})"
@@ -94,6 +116,7 @@ def ablate(
     Raises:
         HookError: If `site` has no position axis, or `by` is none of the three.
         PositionError: If the reference has no position of a modality that is ablated, or `tokens` goes beyond the prompt.
+            While running, if tokens had been discarded from the reference.
     """
     if site in ("attn_scores", "pattern"):
         raise HookError(f"{site} has no axis of positions. Use knockout or reweight for attention.")
@@ -109,18 +132,24 @@ def ablate(
     return [(name, edit) for name in names.hook_names(site, layers)]
 
 
-def _sources(tokens: TokenSet, pool: TokenMap, by: Method, seed: int) -> tuple[Int[Tensor, " _source"], ...]:
+def _sources(
+    tokens: TokenSet, pool: TokenMap, by: Method, seed: int
+) -> tuple[tuple[Int[Tensor, " _replaced"], Int[Tensor, " _source"]], ...]:
     if by == "zero":
-        return (torch.empty(0, dtype=torch.long),) * len(tokens)
-    generator = torch.Generator().manual_seed(seed)
-    alike = {kind: (pool.modality == kind).nonzero()[:, 0] for kind in Modality}
-    sources = []
-    for position in tokens:
-        kind = Modality(int(tokens.tokens.modality[position]))
-        if len(alike[kind]) == 0:
+        return ((tokens.positions, torch.empty(0, dtype=torch.long)),)
+    kinds = tokens.tokens.modality[tokens.positions]
+    alike = {code: (pool.modality == code).nonzero()[:, 0] for code in kinds.unique().tolist()}
+    for code, source in alike.items():
+        if len(source) == 0:
             raise PositionError(
-                f"the reference has no {kind.name.lower()} position to take from, but position {position} is one."
+                f"the reference has no {Modality(code).name.lower()} position to take from, but position "
+                f"{int(tokens.positions[kinds == code][0])} is one."
             )
-        drawn = torch.randint(len(alike[kind]), (1,), generator=generator)
-        sources.append(alike[kind] if by == "mean" else alike[kind][drawn])
-    return tuple(sources)
+    if by == "mean":
+        return tuple((tokens.positions[kinds == code], source) for code, source in alike.items())
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.empty_like(tokens.positions)
+    for code, source in alike.items():
+        here = kinds == code
+        drawn[here] = source[torch.randint(len(source), (int(here.sum()),), generator=generator)]
+    return ((tokens.positions, drawn),)

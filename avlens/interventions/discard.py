@@ -45,7 +45,7 @@ class Discard:
         if len(keep) == len(own):
             return None
         # What listens here after this edit sees the remaining rows, and must be told where they stand.
-        run.keep = keep if run.keep is None else run.keep[keep]
+        run.discarded, run.keep = True, keep if run.keep is None else run.keep[keep]
         run.query_index = run.query_index[keep]
         return x[:, keep.to(x.device)]
 

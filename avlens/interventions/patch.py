@@ -83,6 +83,7 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
     cache.require_batch_axis()
     held = cache.layers(site)
     chosen = _chosen(site, layers, held, cache)
+    cache.require_positions(names.at(site, layer) for layer in chosen)
     if tokens.layout != cache.tokens.layout:
         raise PositionError(f"{tokens!r} belongs to a prompt of another layout than the cache's {cache.tokens!r}.")
     if tokens.open_ended:

@@ -11,19 +11,25 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from avlens.analyses.dominance import Hubs, ModalityDominance
+from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
+from avlens.analyses.dynamics import AttentionDynamics
 from avlens.analyses.sinks import SinkDims, Sinks
-from avlens.analyses.tracing import CausalTrace
+from avlens.analyses.tracing import CausalTrace, LayerTrace
 from avlens.errors import ViewError
+from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
 from avlens.views.dominance import plot_dominance
+from avlens.views.dynamics import plot_dynamics
+from avlens.views.head_dominance import plot_head_dominance
 from avlens.views.hubs import plot_hubs
+from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.page import View
 from avlens.views.report import Section, report
 from avlens.views.sink_dims import plot_sink_dims
 from avlens.views.sinks import plot_sinks
 from avlens.views.timeline import timeline
 from avlens.views.trace import plot_trace
+from avlens.views.trace_table import plot_trace_table
 
 __all__ = ["Section", "View", "attention", "attention_full", "plot", "report", "timeline"]
 
@@ -42,8 +48,12 @@ def plot(result: Any) -> go.Figure:
     )
 
 
+plot.register(AttentionDynamics)(plot_dynamics)
 plot.register(CausalTrace)(plot_trace)
+plot.register(HeadDominance)(plot_head_dominance)
 plot.register(Hubs)(plot_hubs)
+plot.register(LayerTrace)(plot_layer_trace)
 plot.register(ModalityDominance)(plot_dominance)
 plot.register(SinkDims)(plot_sink_dims)
 plot.register(Sinks)(plot_sinks)
+plot.register(TraceTable)(plot_trace_table)

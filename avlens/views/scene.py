@@ -47,6 +47,16 @@ class Scene:
         sizes = sizes[np.isfinite(sizes)]
         return (float(np.percentile(sizes, 99.5)) or float(sizes.max()) or 1.0) if len(sizes) else 1.0
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether any number of the prompt is negative: a share or an energy has no blue half."""
+        return self.value is not None and bool((self.value < 0).any())
+
+    @property
+    def lowest(self) -> float:
+        """The number at the lower end of the colours."""
+        return -self.limit if self.is_signed else 0.0
+
     def told(self, position: int) -> tuple[str, float]:
         """A token's hover text, and the second at which it begins."""
         notes = " ★ sink" * (position in self.sinks) + " (padding)" * bool(self.tokens.is_pad[position])

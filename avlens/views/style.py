@@ -31,6 +31,9 @@ COLOURS: Mapping[Modality, str] = MappingProxyType(
 CROSS_MODAL = "#009E73"
 """The colour of what audio and video share."""
 
+CLEAN, CORRUPT = "#332288", "#D55E00"
+"""The colours of a clean and of a corrupted run's answer."""
+
 SINK = "#00E5FF"
 """The colour that marks sinks on pictures."""
 
@@ -38,6 +41,12 @@ DIVERGING = ((0.0, "#2166AC"), (0.5, "#F7F7F7"), (1.0, "#B2182B"))
 """From negative to positive; give it a range that is symmetric around 0."""
 
 OVERLAY = ((0.0, "rgba(33,102,172,0.95)"), (0.5, "rgba(255,255,255,0)"), (1.0, "rgba(178,24,43,0.95)"))
+"""The same to lay over a picture: 0 is transparent."""
+
+SEQUENTIAL = ((0.0, "#F7F7F7"), (1.0, "#B2182B"))
+"""For what is never negative; give it a range from 0."""
+
+OVERLAY_SEQUENTIAL = ((0.0, "rgba(255,255,255,0)"), (1.0, "rgba(178,24,43,0.95)"))
 """The same to lay over a picture: 0 is transparent."""
 
 CONFIG: Mapping[str, Any] = MappingProxyType(

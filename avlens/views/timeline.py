@@ -19,7 +19,19 @@ from avlens.tokens import Modality, TokenMap, TokenSet
 from avlens.views.frames import Strip, on_strip, pictures, strip
 from avlens.views.scene import Scene, scene
 from avlens.views.spectrogram import mel_spectrogram
-from avlens.views.style import COLOURS, DIVERGING, OVERLAY, SINK, counted, escaped, figure, joined, question_of
+from avlens.views.style import (
+    COLOURS,
+    DIVERGING,
+    OVERLAY,
+    OVERLAY_SEQUENTIAL,
+    SEQUENTIAL,
+    SINK,
+    counted,
+    escaped,
+    figure,
+    joined,
+    question_of,
+)
 
 _WIDTH = 1100  # pixels of the plot's inside, as on a page
 _GAP, _ABOVE, _BELOW = 36, 118, 52  # pixels between rows, above the first, below the last
@@ -70,7 +82,8 @@ def _rows(told: Scene, frames: Strip | None) -> list[_Row]:
     rows: list[_Row] = []
     if frames is not None:
         n_rows, n_cols = frames.positions.shape[0], frames.positions.shape[1] // len(frames.frames)
-        title = f"video: {len(frames.frames)} of {counted(frames.n_frames, 'frame')}, {n_rows} × {n_cols} patches each"
+        # a family may put two frames of the clip in one step of its tokens, so that they are not counted as frames
+        title = f"{len(frames.frames)} of {counted(frames.n_frames, 'video step')}, {n_rows} × {n_cols} patches each"
         rows.append((title, _strip_height(told, frames), lambda fig, axis: _draw_video(fig, axis, told, frames)))
     if told.clip.has_audio:
         rows.append(
@@ -118,7 +131,7 @@ def _note(told: Scene, frames: Strip | None) -> str:
             *(counted(n, f"{kind} token") for n, kind in ((len(told.video), "video"), (len(told.audio), "audio")) if n),
             f"“{question}”" if question else "",
             f"sum over text {np.nansum(told.value[text]):.3g}" if told.value is not None and len(text) else "",
-            f"{counted(unseen, 'sink')} in frames not shown" if unseen else "",
+            f"{counted(unseen, 'sink')} in video steps not shown" if unseen else "",
         ]
     )
 
@@ -131,7 +144,7 @@ def _strip_height(told: Scene, frames: Strip) -> int:
 
 
 def _draw_video(fig: go.Figure, axis: str, told: Scene, frames: Strip) -> None:
-    n_rows, limit = frames.positions.shape[0], told.limit
+    n_rows = frames.positions.shape[0]
     lefts, widths = frames.starts[:-1].tolist(), frames.starts.diff().tolist()
     for picture, left, width in zip(pictures(told.clip, frames), lefts, widths, strict=False):
         fig.add_layout_image(
@@ -140,10 +153,10 @@ def _draw_video(fig: go.Figure, axis: str, told: Scene, frames: Strip) -> None:
         )  # fmt: skip
     value = np.zeros(len(told.tokens)) if told.value is None else told.value
     fig.add_heatmap(
-        z=on_strip(frames, value), x=frames.edges.numpy(), y=np.arange(n_rows + 1), yaxis=axis, zmin=-limit, zmax=limit,
+        z=on_strip(frames, value), x=frames.edges.numpy(), y=np.arange(n_rows + 1), yaxis=axis, zmin=told.lowest, zmax=told.limit,
         customdata=[[told.told(p) if p >= 0 else ("", 0.0) for p in row] for row in frames.positions.tolist()],
         hovertemplate="%{customdata[0]}<extra></extra>",
-        colorscale=OVERLAY, showscale=told.value is not None, colorbar=_bar(told),
+        colorscale=OVERLAY if told.is_signed else OVERLAY_SEQUENTIAL, showscale=told.value is not None, colorbar=_bar(told),
     )  # fmt: skip
     for left in lefts[1:]:
         line = {"color": "white", "width": 2}
@@ -176,7 +189,8 @@ def _draw_audio(fig: go.Figure, axis: str, told: Scene, *, bar: bool) -> None:
     heights = np.ones(len(audio)) if told.value is None else np.nan_to_num(told.value[audio.positions.numpy()])
     marker: dict[str, Any] = {"color": COLOURS[Modality.AUDIO], "line": {"width": 0}}
     if told.value is not None:
-        marker |= {"color": heights, "colorscale": DIVERGING, "cmin": -told.limit, "cmax": told.limit}
+        scale = DIVERGING if told.is_signed else SEQUENTIAL
+        marker |= {"color": heights, "colorscale": scale, "cmin": told.lowest, "cmax": told.limit}
         marker |= {"showscale": bar, "colorbar": _bar(told)}
     fig.add_bar(x=middles, y=heights, width=widths, marker=marker, yaxis=axis, hoverinfo="skip", showlegend=False)
     low, high = min(0.0, float(heights.min())), max(0.0, float(heights.max()))

@@ -3,14 +3,11 @@
 import plotly.graph_objects as go
 
 from avlens.analyses.tracing import CausalTrace
-from avlens.views.style import counted, escaped, figure, joined, origin
-
-_CLEAN, _CORRUPT = "#332288", "#D55E00"  # not those of a modality
+from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin
 
 
 def plot_trace(trace: CausalTrace) -> go.Figure:
     """Both indirect effects of each set, with the total effects that a perfect patch reaches as dotted lines."""
-    clean, corrupt = (repr(answer) for answer in trace.answers)
     layers = f"layers {trace.layers[0]} to {trace.layers[-1]}" if trace.layers else "no layer"
     tokens = next(iter(trace.sets.values())).tokens if trace.sets else None
     fig = figure(
@@ -18,7 +15,7 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
         note=joined(
             [
                 f"{', '.join(trace.sites)} of {layers}",
-                _probabilities(trace),
+                probabilities(trace),
                 "dotted: total effects",
                 origin(trace.made_by, tokens),
             ]
@@ -26,10 +23,12 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
         height=460,
     )
     names = [f"{escaped(name)}<br>n = {len(tokens):,}" for name, tokens in trace.sets.items()]
-    flipped = ["answers as the clean run" if flip else "answer unchanged" for flip in trace.flipped]
+    source = "clean" if trace.direction == "denoise" else "corrupted"
+    flipped = [f"answers as the {source} run" if flip else "answer unchanged" for flip in trace.flipped]
+    clean, corrupt = what_patches_do(trace)
     for effects, total, name, colour in (
-        (trace.ie_clean, trace.te_clean, f"restores {clean} (IE_clean)", _CLEAN),
-        (trace.ie_corrupt, trace.te_corrupt, f"removes {corrupt} (IE_corrupt)", _CORRUPT),
+        (trace.ie_clean, trace.te_clean, clean, CLEAN),
+        (trace.ie_corrupt, trace.te_corrupt, corrupt, CORRUPT),
     ):
         fig.add_bar(
             x=names, y=effects.double().tolist(), name=escaped(name), marker_color=colour, customdata=flipped,
@@ -42,6 +41,14 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
     )  # fmt: skip
 
 
-def _probabilities(trace: CausalTrace) -> str:
+def what_patches_do(trace: CausalTrace) -> tuple[str, str]:
+    """What IE_clean and IE_corrupt say in the direction of the patches."""
+    clean, corrupt = (repr(answer) for answer in trace.answers)
+    restores, removes = ("restores", "removes") if trace.direction == "denoise" else ("destroys", "brings")
+    return f"{restores} {clean} (IE_clean)", f"{removes} {corrupt} (IE_corrupt)"
+
+
+def probabilities(trace: CausalTrace) -> str:
+    """That of the clean answer in both runs."""
     clean, corrupt = float(trace.p_clean[0]), float(trace.p_corrupt[0])
     return f"P({trace.answers[0]!r}) is {clean:.3g} clean, {corrupt:.3g} corrupted"

@@ -101,7 +101,9 @@ def test_splits_by_hand():
 def test_the_median_split_is_a_partition_into_halves(means, seed):
     generator = torch.Generator().manual_seed(seed)
     kinds = "".join("va"[int(torch.randint(2, (1,), generator=generator))] for _ in means)
-    hubs = split_sinks(scored(means, kinds))
+    # One of each modality that nothing reads: in a prompt with only one modality nothing is split.
+    hubs = split_sinks(scored([*means, float("nan"), float("nan")], kinds + "va"))
+    assert set(hubs.unscored) == {len(means), len(means) + 1}
     assert set(hubs.uni) | set(hubs.cross) == set(range(len(means))) and not set(hubs.uni) & set(hubs.cross)
     for kind in (Modality.VIDEO, Modality.AUDIO):
         sizes = [
@@ -167,3 +169,8 @@ def test_the_distribution_and_the_confound_by_hand():
     assert confound.loc["video", "share_unscored"] == pytest.approx(0.2)
     assert confound.loc["audio", "spearman"] != confound.loc["audio", "spearman"]  # NaN: one sink has no rank
     assert spearman(torch.tensor([1.0, 2, 3, 4]), torch.tensor([4.0, 1, 3, 2])) == pytest.approx(-0.4)
+
+
+def test_where_only_one_modality_can_read_nothing_is_a_hub():
+    hubs = split_sinks(scored([-1.0, -1.0, -0.5], "taa"))
+    assert list(hubs.uni) == list(hubs.cross) == [] and list(hubs.unscored) == [1, 2]

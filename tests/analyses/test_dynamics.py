@@ -19,7 +19,8 @@ def test_each_step_is_the_row_that_predicts_its_token(model, monkeypatch, chunk)
     tokens = inputs.tokens
     sets = {"audio": tokens.audio, "some": tokens.at([20, 50, 3])}
     watched = attention_dynamics(model, inputs, sets, max_new_tokens=4)
-    assert watched.attention.shape == (2, 6, len(watched.tokens)) and watched.layers == tuple(range(6))
+    n_layers = model.cfg.n_layers
+    assert watched.attention.shape == (2, n_layers, len(watched.tokens)) and watched.layers == tuple(range(n_layers))
     # The whole answer at once: row length - 1 + t of the pattern predicts token t.
     kwargs = inputs.hf_kwargs()
     ids = torch.cat([kwargs["input_ids"], watched.tokens[None]], dim=1)
@@ -30,7 +31,7 @@ def test_each_step_is_the_row_that_predicts_its_token(model, monkeypatch, chunk)
         patterns = whole(**kwargs, output_attentions=True).attentions
     whole.set_attn_implementation("sdpa")
     for i, chosen in enumerate(sets.values()):
-        for layer in range(6):
+        for layer in range(n_layers):
             for step in range(len(watched.tokens)):
                 expected = patterns[layer][0, :, len(tokens) - 1 + step][:, chosen.positions].mean()
                 assert watched.attention[i, layer, step].item() == pytest.approx(float(expected), abs=1e-5)

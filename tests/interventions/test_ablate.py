@@ -1,8 +1,11 @@
+import time
+
 import pytest
 import torch
 
-from avlens import ablate
+from avlens import ablate, discard
 from avlens.errors import HookError, PositionError
+from avlens.hooks import HookPoint, Run
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal, prompt_of
@@ -83,3 +86,49 @@ def test_heads_are_positions_second_too_and_attention_is_refused():
 def test_an_ablation_of_tokens_not_yet_written_is_refused():
     with pytest.raises(PositionError, match="not yet generated.*Subtract them: tokens - inputs.tokens.generated"):
         ablate(TOKENS.last | TOKENS.generated)
+
+
+@pytest.mark.parametrize("by", ["zero", "mean", "resample"])
+def test_a_run_that_computes_none_of_the_positions_is_left_as_it_is(by):
+    (name, fn), *_ = ablate(TOKENS.audio, by=by)
+    point, n = HookPoint(), len(TOKENS)
+    point.name = name
+    for first, count, touched in ((n, 1, False), (int(TOKENS.audio.positions[-1]) + 1, 3, False), (0, n, True)):
+        queries = torch.arange(first, first + count)
+        point.ctx["run"] = Run(torch.zeros(1).long(), (TOKENS.layout,), queries, torch.arange(first + count))
+        assert (fn(torch.ones(1, count, 4), hook=point) is not None) == touched
+
+
+def test_after_a_discard_the_mean_is_over_the_positions_that_are_left():
+    video = TOKENS.video.positions
+    gone, edited = TOKENS.at(video[::2].tolist()), TOKENS.at(video[:6].tolist())
+    left = (~gone.mask).nonzero()[:, 0]
+    _, plain = MODEL.run_with_cache(INPUTS, NAME, fwd_hooks=discard(gone, layer=0))
+    hooks = discard(gone, layer=0) + ablate(edited, by="mean", layers=[1])
+    _, cache = MODEL.run_with_cache(INPUTS, NAME, fwd_hooks=hooks)
+    want = plain[NAME].clone()
+    want[:, edited.mask[left]] = plain[NAME][:, TOKENS.video.mask[left]].mean(1, keepdim=True)
+    assert_equal(cache[NAME], want)
+    drawn = ablate(edited, by="resample", layers=[1], seed=1)
+    (replaced, source), = drawn[0][1].sources  # fmt: skip
+    _, cache = MODEL.run_with_cache(INPUTS, NAME, fwd_hooks=discard(gone, layer=0) + drawn)
+    for into, taken in zip(replaced.tolist(), source.tolist(), strict=True):
+        if into in left:
+            row = cache[NAME][0, left.tolist().index(into)]
+            known = taken in left
+            assert torch.equal(row, plain[NAME][0, left.tolist().index(taken)]) if known else row.isnan().all()
+    with pytest.raises(PositionError, match="recorded after tokens had been discarded"):
+        after(ablate(edited, by="mean", layers=[1], reference=plain))
+
+
+@pytest.mark.parametrize("by", ["zero", "mean", "resample"])
+def test_thousands_of_positions_are_ablated_at_once(by):
+    inputs = MODEL.prepare([], " ".join(["drum"] * 20_000))
+    began = time.process_time()
+    (name, fn), *_ = ablate(inputs.tokens.question, by=by)
+    point = HookPoint()
+    point.name = name
+    x = torch.randn(1, len(inputs.tokens), 8)
+    out = fn(x, hook=point)
+    assert time.process_time() - began < 2
+    assert torch.equal(out[:, ~inputs.tokens.question.mask], x[:, ~inputs.tokens.question.mask])

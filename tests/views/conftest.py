@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from avlens.analyses.dominance import modality_dominance, split_sinks
+from avlens.analyses.dominance import head_dominance, modality_dominance, split_sinks
+from avlens.analyses.dynamics import attention_dynamics
 from avlens.analyses.sinks import find_sink_dims, find_sinks
-from avlens.analyses.tracing import causal_trace
+from avlens.analyses.tracing import causal_trace, trace_layers
+from avlens.tables import trace_table
 from avlens.testing import tiny_clip, tiny_model
 
 
@@ -17,6 +19,12 @@ def run():
     tokens = inputs.tokens
     sinks = find_sinks(cache, [5, 9], energy=0.05)
     mds = modality_dominance(cache, sinks.tokens & tokens.media)
+    trace = causal_trace(model, inputs, silent, {"all": tokens.media, "<audio>": tokens.audio, "none": tokens.at([])})
+    sets = {
+        "video": tokens.video,
+        "<audio>": tokens.audio,
+        "sinks in video": tokens.at(tokens.video.positions[:3].tolist()),
+    }
     return SimpleNamespace(
         model=model,
         clip=clip,
@@ -26,9 +34,11 @@ def run():
         mds=mds,
         hubs=split_sinks(mds),
         dims=find_sink_dims(model, ratio=2),
-        trace=causal_trace(
-            model, inputs, silent, {"all": tokens.media, "<audio>": tokens.audio, "none": tokens.at([])}
-        ),
+        trace=trace,
+        layers=trace_layers(model, inputs, silent, tokens.audio, window=2),
+        heads=head_dominance(cache, sinks.tokens & tokens.media),
+        dynamics=attention_dynamics(model, inputs, sets, max_new_tokens=6),
+        table=trace_table([trace, trace], n_draws=50),
     )
 
 

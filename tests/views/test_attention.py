@@ -83,7 +83,7 @@ def test_unknown_numbers_become_null():
 
 
 def test_a_cache_that_lacks_what_is_drawn_says_so(run):
-    with pytest.raises(MissingActivationError, match="names_filter"):
+    with pytest.raises(MissingActivationError, match="blocks.7.attn.hook_pattern' is not in this cache"):
         attention(run.cache, layer=7)
     with pytest.raises(LayerError, match=r"no head 4: .*0 to 3"):
         attention(run.cache, layer=1, heads=[4])

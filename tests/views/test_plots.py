@@ -11,7 +11,7 @@ from avlens.views import plot
 from avlens.views.dominance import plot_dominance
 from avlens.views.style import COLOURS, origin
 
-RESULTS = ["sinks", "dims", "mds", "hubs", "trace"]
+RESULTS = ["sinks", "dims", "mds", "hubs", "trace", "layers", "heads", "dynamics", "table"]
 
 
 @pytest.mark.parametrize("result", RESULTS)
@@ -22,14 +22,14 @@ def test_every_result_has_a_picture_that_cannot_upload(run, result):
     fig.to_json()
 
 
-@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs"])
+@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics"])
 def test_pictures_say_what_was_asked_of_which_model(run, result):
     note = plot(getattr(run, result)).layout.title.subtitle.text
     assert "what do you hear ?" in note and (result == "hubs" or "tiny-qwen2_5_omni-0" in note)
 
 
 def test_what_has_no_picture_is_refused_with_what_has():
-    with pytest.raises(ViewError, match=r"builtins.int.*CausalTrace, Hubs.*plot.register"):
+    with pytest.raises(ViewError, match=r"builtins.int.*CausalTrace, HeadDominance, Hubs, LayerTrace.*plot.register"):
         plot(3)
 
 
@@ -88,7 +88,73 @@ def test_effects_are_bars_and_total_effects_lines(run):
     ]  # fmt: skip
 
 
+def test_effects_are_called_what_patches_do_in_their_direction(run):
+    names = [one.name.split()[0] for one in plot(run.trace).data]
+    other = [one.name.split()[0] for one in plot(replace(run.trace, direction="noise")).data]
+    assert (names, other) == (["restores", "removes"], ["destroys", "brings"])
+
+
+def test_effects_by_layer_are_lines_and_total_effects_dotted(run):
+    fig = plot(run.layers)
+    assert [list(one.x) for one in fig.data] == [[0, 1, 2]] * 2
+    assert [list(one.y) for one in fig.data] == [run.layers.ie_clean.tolist(), run.layers.ie_corrupt.tolist()]
+    assert [(shape.y0, shape.line.dash) for shape in fig.layout.shapes] == [
+        (run.layers.trace.te_clean, "dot"),
+        (run.layers.trace.te_corrupt, "dot"),
+    ]
+    assert "2 layers at a time" in fig.layout.title.subtitle.text
+
+
+def test_each_head_shows_the_mean_of_its_known_scores(run):
+    kinds = run.heads.sinks.tokens.modality[run.heads.sinks.positions]
+    score = torch.full_like(run.heads.score, 0.5)
+    score[1, 0] = math.nan
+    score[2, 1, 0] = math.nan
+    fig = plot(replace(run.heads, score=score))
+    assert len(fig.data) == len(kinds.unique()) and (fig.layout.coloraxis.cmin, fig.layout.coloraxis.cmax) == (-1, 1)
+    for heat in fig.data:
+        z = torch.tensor(heat.z)
+        assert tuple(z.shape) == tuple(run.heads.score.shape[:2]) and z[1, 0].isnan()
+        assert float(z[0].mean()) == 0.5
+    assert "grey: nothing later reads them" in fig.layout.title.subtitle.text
+
+
+def test_no_sinks_have_no_heads(run):
+    empty = replace(run.heads, sinks=run.tokens.at([]), score=run.heads.score[..., :0])
+    assert len(plot(empty).data) == 0
+
+
+def test_attention_to_each_set_is_a_line_over_the_words_written(run):
+    strings = (" a", "<b>", "\n", " ", "x", "y")[: len(run.dynamics.strings)]
+    fig = plot(replace(run.dynamics, strings=strings, words={"<b>": ((1,),)}))
+    assert [list(one.y) for one in fig.data] == run.dynamics.attention.double().mean(1).tolist()
+    assert list(fig.layout.xaxis.ticktext) == ["a", "&lt;b&gt;", "⏎", "␣", "x", "y"][: len(strings)]
+    assert (fig.layout.shapes[0].x0, fig.layout.shapes[0].x1) == (0.5, 1.5)
+    colours = [one.line.color for one in fig.data]
+    assert colours[:2] == [COLOURS[Modality.VIDEO], COLOURS[Modality.AUDIO]] and len(set(colours)) == 3
+
+
+def test_effects_over_clips_have_their_intervals(run):
+    row = run.table.rows[0]
+    unsure = replace(row, ie_clean=replace(row.ie_clean, estimate=0.5, low=0.25, high=0.875))
+    bars = plot(replace(run.table, rows=(unsure,))).data
+    assert (bars[0].y[0], bars[0].error_y.array[0], bars[0].error_y.arrayminus[0]) == (0.5, 0.375, 0.25)
+    assert bars[0].customdata[0][0] == "0.5000 [0.2500, 0.8750]"
+
+
+def test_a_set_that_no_clip_has_is_drawn_without_a_bar(run):
+    fig = plot(run.table)
+    assert fig.data[0].x[2] == "none<br>no token, 0 clips" and fig.data[0].customdata[2][0] == "not known"
+
+
 def test_unknown_numbers_do_not_break_pictures(run):
+    nothing = torch.full_like(run.layers.ie_clean, math.nan)
+    plot(replace(run.layers, ie_clean=nothing, ie_corrupt=nothing)).to_json()
+    plot(replace(run.heads, score=torch.full_like(run.heads.score, math.nan))).to_json()
+    plot(replace(run.dynamics, attention=torch.full_like(run.dynamics.attention, math.nan))).to_json()
+    unknown = replace(run.table.te_clean, estimate=math.nan, low=math.nan, high=math.nan)
+    rows = tuple(replace(row, ie_clean=unknown, ie_corrupt=unknown, flipped=math.nan) for row in run.table.rows)
+    plot(replace(run.table, rows=rows, te_clean=unknown, te_corrupt=unknown)).to_json()
     plot(replace(run.trace, p_patched=torch.full((3, 2), math.nan))).to_json()
     plot(replace(run.sinks, energy=torch.full_like(run.sinks.energy, math.nan))).to_json()
     plot(replace(run.mds, score=torch.full_like(run.mds.score, math.nan))).to_json()

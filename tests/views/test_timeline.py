@@ -42,8 +42,22 @@ def test_each_patch_has_its_number_and_its_second(run):
     assert heat.x[column] <= second + 1 and heat.x[0] == 0 and heat.x[-1] == 4
 
 
-def test_colours_are_centred_at_zero(run):
-    fig = timeline(run.clip, run.tokens, value=torch.rand(len(run.tokens)))
+def test_what_is_never_negative_goes_from_nothing_to_red(run):
+    value = torch.rand(len(run.tokens))
+    value[0] = math.nan
+    fig = timeline(run.clip, run.tokens, value=value)
+    heat, bar = trace(fig, "heatmap"), trace(fig, "bar").marker
+    assert (heat.zmin, bar.cmin) == (0, 0) and heat.zmax == bar.cmax > 0
+    assert heat.colorscale[0][1] == "rgba(255,255,255,0)" and len(heat.colorscale) == len(bar.colorscale) == 2
+
+
+def test_video_steps_are_not_called_frames(run):
+    said = [one.text for one in timeline(run.clip, run.tokens).layout.annotations]
+    assert said[0] == "4 of 4 video steps, 3 × 3 patches each"
+
+
+def test_colours_of_signed_numbers_are_centred_at_zero(run):
+    fig = timeline(run.clip, run.tokens, value=torch.rand(len(run.tokens)) - 0.5)
     assert trace(fig, "heatmap").zmin == -trace(fig, "heatmap").zmax
     assert trace(fig, "bar").marker.cmin == -trace(fig, "bar").marker.cmax == trace(fig, "heatmap").zmin
 
@@ -85,7 +99,7 @@ def test_frames_can_be_left_out_and_sinks_in_them_are_counted(run):
     sinks = run.tokens.frames(1).tokens.at([int(run.tokens.frames(1).positions[0])])
     fig = timeline(run.clip, run.tokens, every=2, sinks=sinks)
     assert len(fig.layout.images) == 2 and [image.sizex for image in fig.layout.images] == [2, 2]
-    assert "1 sink in frames not shown" in fig.layout.title.subtitle.text
+    assert "1 sink in video steps not shown" in fig.layout.title.subtitle.text
 
 
 def test_a_part_can_be_chosen(run):
