@@ -1,13 +1,13 @@
 import pytest
 
-from avlens import HookedAVModel
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.inputs import AVInputs
+from avlens.planting import planted_model
 
 
 @pytest.fixture(scope="session")
 def model():
-    return HookedAVModel.from_pretrained("avlens-tiny")
+    return planted_model()[0]
 
 
 @pytest.fixture(scope="session")
