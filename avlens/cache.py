@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from avlens import names
+from avlens import display, names
 from avlens.errors import BatchError, HookError, MissingActivationError, PositionError
 from avlens.hooks import ActivationCache, FwdHook, HookPoint, current_run, key_positions, query_positions, rows_of
 from avlens.tokens import TokenMap, TokenSet
@@ -186,6 +187,23 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         shorts = dict.fromkeys(names.short_name(name) for name in self.cache_dict)
         prompts = self.token_maps[0] if len(self.token_maps) == 1 else f"{len(self.token_maps)} prompts"
         return f"AVCache({len(self)} activations, {self.nbytes / 2**20:.1f} MiB: {', '.join(shorts)}; {prompts})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per kind of activation: of how many layers it is held, its shape, number type and size in MiB."""
+        rows: dict[str, dict[str, Any]] = {}
+        for name, tensor in self.cache_dict.items():
+            row = rows.setdefault(names.short_name(name), {"held": 0, "shape": "", "dtype": "", "MiB": 0.0})
+            size = tensor.nelement() * tensor.element_size() / 2**20
+            row |= {
+                "held": row["held"] + 1,
+                "shape": str(list(tensor.shape)),
+                "dtype": str(tensor.dtype)[6:],
+                "MiB": row["MiB"] + size,
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("activation")
+
+    def _repr_html_(self) -> str:
+        return display.table(f"AVCache, {self.nbytes / 2**20:.1f} MiB", self.to_frame(), self.made_by)
 
     def _full_name(self, key: str | tuple[Any, ...]) -> str:
         if isinstance(key, str):

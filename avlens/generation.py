@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from avlens import display
 from avlens.cache import AVCache
 from avlens.decoder import KeyValues
 from avlens.errors import BatchError, DecodingError
@@ -56,6 +58,9 @@ class Generation:
 
     def __repr__(self) -> str:
         return f"Generation({', '.join(repr(text) for text in self.texts)})"
+
+    def _repr_html_(self) -> str:
+        return display.table("Generation", pd.DataFrame({"text": self.texts}), self.made_by)
 
 
 class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]

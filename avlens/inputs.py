@@ -6,6 +6,7 @@ the CPU until it is used.
 """
 
 import hashlib
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Int, Real
 from torch import Tensor
 
+from avlens import display
 from avlens.errors import BatchError
 from avlens.tokens import Modality, TokenMap
 
@@ -169,5 +171,14 @@ class AVInputs:
             return f"AVInputs({len(self.prompts)} prompts of {', '.join(str(len(p.ids)) for p in self.prompts)} tokens)"
         return f"AVInputs({self.tokens!r}, {len(self.prompts[0].media)} encoder inputs)"
 
+    def _repr_html_(self) -> str:
+        return display.framed("".join(_as_html(prompt) for prompt in self.prompts))
+
     def _padded(self) -> Iterator[tuple[Prompt, int]]:
         return zip(self.prompts, self.padding.tolist(), strict=True)
+
+
+def _as_html(prompt: Prompt) -> str:
+    question = html.escape(str(prompt.record.get("question", "")))
+    asked = f"<div>“{question}”</div>" if question else ""
+    return asked + prompt.tokens._repr_html_()

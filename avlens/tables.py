@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from avlens import display
 from avlens.analyses.tracing import CausalTrace
 from avlens.errors import PromptError
 from avlens.metrics.effects import Interval, bootstrap_mean, ratio_of_sums
@@ -91,6 +92,9 @@ class TraceTable:
         shown = self.to_frame()[["IE_clean", "IE_corrupt", "tokens", "IE/TE", "clips"]]
         total = f"total effect x100: clean {100 * self.te_clean.estimate:.2f}, corrupted {100 * self.te_corrupt.estimate:.2f}"
         return f"{shown.to_string(float_format=lambda x: f'{x:.2f}')}\n{total}; {self.direction}"
+
+    def _repr_html_(self) -> str:
+        return display.table(f"TraceTable({len(self.rows)} sets, {self.direction}; effects x100)", self.to_frame())
 
 
 def trace_table(

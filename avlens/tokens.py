@@ -22,7 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.errors import PositionError
+
+_MOST_SECONDS = 12  # marks below a bar of tokens
 
 
 class Modality(IntEnum):
@@ -122,6 +125,19 @@ class TokenMap:
     def __repr__(self) -> str:
         counts = [(kind.name.lower(), int((self.modality == kind).sum())) for kind in Modality]
         return f"TokenMap({len(self)} tokens: " + ", ".join(f"{n} {name}" for name, n in counts if n) + ")"
+
+    def _repr_html_(self) -> str:
+        kinds = [Modality(code).name.lower() for code in self.modality.tolist()]
+        return display.framed(f"<b>TokenMap</b>, {len(self):,} tokens{display.runs(kinds, self._seconds_begin())}")
+
+    def _seconds_begin(self) -> dict[int, str]:
+        """The first media token of each second of the first clip; of fewer seconds where they would be too many to read."""
+        timed = (self.media & self.clips(0)).positions
+        begun: dict[int, int] = {}
+        for position, start in zip(timed.tolist(), self.start[timed].tolist(), strict=True):
+            begun.setdefault(int(start + 1e-6), position)
+        every = -(-len(begun) // _MOST_SECONDS) or 1
+        return {position: f"{second} s" for second, position in begun.items() if second % every == 0}
 
     # Sets by modality.
 
@@ -460,6 +476,10 @@ class TokenSet:
         return (
             f"TokenSet({len(self)} of {len(self.tokens)}" + "".join(f", {name}" for name in named + more + after) + ")"
         )
+
+    def _repr_html_(self) -> str:
+        rows = self.tokens.to_frame().loc[list(self), ["label", "modality", "segment", "start", "end"]]
+        return display.table(repr(self), rows)
 
     def _joined(self, other: "TokenSet") -> Int[Tensor, " token"]:
         if self.layout != other.layout:

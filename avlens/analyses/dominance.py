@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.cache import AVCache, Reduction, attention_received
 from avlens.errors import MissingActivationError, PositionError
 from avlens.tokens import Modality, TokenMap, TokenSet
@@ -107,6 +108,9 @@ class ModalityDominance:
         scored = int((~self.mean.isnan()).sum())
         return f"ModalityDominance({scored} of {len(self.sinks)} sinks scored in {len(self.layers)} layers)"
 
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
+
 
 @dataclass(frozen=True, eq=False)
 class HeadDominance:
@@ -129,6 +133,11 @@ class HeadDominance:
         axes = [self.layers, range(self.score.shape[1]), self.sinks.labels]
         index = pd.MultiIndex.from_product(axes, names=["layer", "head", "sink"])
         return pd.DataFrame({"mds": self.score.flatten().numpy()}, index=index)
+
+    def _repr_html_(self) -> str:
+        return display.table(
+            f"HeadDominance({len(self.sinks)} sinks, {len(self.layers)} layers)", self.to_frame(), self.made_by
+        )
 
 
 def modality_dominance(cache: AVCache, sinks: TokenSet, *, queries: TokenSet | None = None) -> ModalityDominance:
@@ -181,6 +190,18 @@ class Hubs:
 
     def __repr__(self) -> str:
         return f"Hubs({len(self.uni)} uni, {len(self.cross)} cross, {len(self.unscored)} unscored; {self.method})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per sink: its label, its modality, and the part it is in."""
+        parts = [("uni", self.uni), ("cross", self.cross), ("unscored", self.unscored)]
+        frames = [
+            tokens.tokens.to_frame().loc[list(tokens), ["label", "modality"]].assign(part=part)
+            for part, tokens in parts
+        ]
+        return pd.concat(frames).sort_index()
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def split_sinks(

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.cache import Reduction
 from avlens.errors import PositionError
 from avlens.hooks import FwdHook, HookPoint, query_positions
@@ -68,6 +69,9 @@ class AttentionDynamics:
         """One row per step and set: attention averaged over layers."""
         means = self.attention.mean(1).T
         return pd.DataFrame(means.numpy(), columns=list(self.sets), index=pd.Index(self.strings, name="token"))
+
+    def _repr_html_(self) -> str:
+        return display.table(f"AttentionDynamics({len(self.strings)} tokens written)", self.to_frame(), self.made_by)
 
 
 def attention_dynamics(

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from avlens import display
 from avlens.errors import DatasetError, MediaError, PromptError
 from avlens.inputs import AVInputs
 from avlens.media import Clip
@@ -128,6 +129,9 @@ class Selection:
         counts = f"{len(self.audio_dominant)} audio-dominant, {len(self.video_dominant)} video-dominant"
         correct = " and correct" if self.require_correct else ""
         return f"Selection({counts}{correct} of {len(self.judgements)} samples, {len(self.skipped)} skipped)"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def unimodal_dominance(

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.cache import AVCache, Reduction
 from avlens.errors import LayerError, MissingActivationError, PositionError
 from avlens.tokens import Modality, TokenMap, TokenSet
@@ -70,6 +71,9 @@ class SinkDims:
     def to_frame(self) -> pd.DataFrame:
         """One row per dimension."""
         return pd.DataFrame({"dim": self.dims, "magnitude": self.magnitude, "share_of_layers": self.share})
+
+    def _repr_html_(self) -> str:
+        return display.table(f"SinkDims({len(self)} found)", self.to_frame(), self.made_by)
 
 
 def find_sink_dims(
@@ -182,6 +186,9 @@ class Sinks:
         first = torch.where(self.is_sink.any(0), self.is_sink.int().argmax(0), len(self.layers))
         order = sorted(range(len(self.frequency)), key=lambda i: (-int(self.frequency[i]), int(first[i]), i))
         return self.token_map.at([i for i in order[:k] if self.frequency[i] > 0])
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def find_sinks(cache: AVCache, dims: Iterable[int], *, energy: float = ENERGY) -> Sinks:

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from avlens import names
+from avlens import display, names
 from avlens.cache import AVCache
 from avlens.errors import LayerError, PromptError
 from avlens.hooks import FwdHook
@@ -127,6 +127,9 @@ class CausalTrace:
         arrow = f"{self.answers[1]!r} -> {self.answers[0]!r}"
         return f"CausalTrace({self.direction} {arrow}, {len(self.sets)} sets, TE {self.te_clean:.3f})"
 
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
+
 
 @dataclass(frozen=True, eq=False)
 class LayerTrace:
@@ -150,6 +153,11 @@ class LayerTrace:
         """One row per window."""
         columns = {"IE_clean": self.ie_clean.numpy(), "IE_corrupt": self.ie_corrupt.numpy()}
         return pd.DataFrame(columns, index=pd.Index(self.first_layers, name="first layer"))
+
+    def _repr_html_(self) -> str:
+        return display.table(
+            f"LayerTrace({self.trace!r}, {self.window} layers at a time)", self.to_frame(), self.trace.made_by
+        )
 
 
 def causal_trace(

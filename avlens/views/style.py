@@ -8,23 +8,18 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 """
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import plotly.graph_objects as go
 
+from avlens import display
 from avlens.tokens import Modality, TokenMap
 
 COLOURS: Mapping[Modality, str] = MappingProxyType(
-    {
-        Modality.TEXT: "#666666",
-        Modality.AUDIO: "#E69F00",
-        Modality.VIDEO: "#0072B2",
-        Modality.IMAGE: "#56B4E9",
-        Modality.SEPARATOR: "#CC79A7",
-        Modality.SPECIAL: "#999999",
-    }
+    {kind: display.MODALITY_COLOURS[kind.name.lower()] for kind in Modality}
 )
 """The colour of each modality, everywhere."""
 
@@ -58,23 +53,72 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 """What the reader's system has."""
 
 
+_LINE, _SUBLINE = 70, 96  # characters of title and subtitle that fit into 700 pixels, a notebook's static picture
+_LINE_HEIGHT, _SUBLINE_HEIGHT = 21, 16  # pixels
+_ABOVE = 104  # pixels above the plot, with one line of each
+
+
 def figure(title: str, *, note: str = "", height: int = 420, width: int | None = None) -> go.Figure:
-    """An empty figure in the common style, as wide as its place unless told; both texts are plain text."""
-    fig = go.Figure()
+    """An empty figure in the common style, as wide as its place unless told; both texts are plain text.
+
+    Long texts are broken into lines, and the figure grows by them.
+    """
+    fig, heads, notes = go.Figure(), _lines([title], _LINE), _lines(note.split(" · "), _SUBLINE)
+    extra = max(0, len(heads) - 1) * _LINE_HEIGHT + max(0, len(notes) - 1) * _SUBLINE_HEIGHT
+    height += extra
     fig.update_layout(
         template="plotly_white",
         title={
-            "text": escaped(title), "x": 0, "xref": "paper", "xanchor": "left", "y": 1 - 16 / height, "yanchor": "top",
-            "font": {"size": 16, "color": "#1A1A1A"},
-            "subtitle": {"text": escaped(note), "font": {"size": 12, "color": "#666666"}},
+            "text": "<br>".join(map(escaped, heads)), "x": 0, "xref": "paper", "xanchor": "left", "y": 1 - 16 / height,
+            "yanchor": "top", "font": {"size": 16, "color": "#1A1A1A"},
+            "subtitle": {"text": "<br>".join(map(escaped, notes)), "font": {"size": 12, "color": "#666666"}},
         },
         font={"family": FONT, "size": 12, "color": "#333333"},
-        height=height, width=width, margin={"l": 64, "r": 24, "t": 104, "b": 52},
+        height=height, width=width, margin={"l": 64, "r": 24, "t": _ABOVE + extra, "b": 52},
         hoverlabel={"font": {"family": FONT, "size": 12}, "align": "left"},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
         modebar={"remove": ["sendChartToCloud"]},
     )  # fmt: skip
     return fig
+
+
+def dark(fig: go.Figure) -> go.Figure:
+    """The same figure for a dark page: greys are exchanged, and colours too dark to be seen there are lighter."""
+    turned = go.Figure(_in_the_dark(fig.to_dict()))
+    unknown = turned.layout.plot_bgcolor or _NIGHT
+    return turned.update_layout(template="plotly_dark", paper_bgcolor=_NIGHT, plot_bgcolor=unknown)
+
+
+_NIGHT = "#14171C"
+_DARK: Mapping[str, str] = MappingProxyType(
+    {
+        "#1A1A1A": "#F2F2F2", "#333333": "#DADADA", "#555555": "#BDBDBD", "#666666": "#A3A3A3", "#888888": "#8A8A8A",
+        "#999999": "#8A8A8A", "#BBBBBB": "#555B66", "#CCCCCC": "#4A4F59", "#DDDDDD": "#3A3F48", "#F7F7F7": "#22262E",
+        "#000000": "#FFFFFF", CLEAN: "#9C8CFF", "#117733": "#4FB36E", "#882255": "#D0649A", "#0072B2": "#3D9BD6",
+        "#2166AC": "#5B9BD9", "#B2182B": "#E05A67",
+    }
+)  # fmt: skip
+
+
+def _in_the_dark(value: Any) -> Any:
+    if isinstance(value, str):
+        return _DARK.get(value.upper(), value) if value.startswith("#") else value
+    if isinstance(value, Mapping):
+        return {name: _in_the_dark(one) for name, one in value.items() if name != "template"}
+    if isinstance(value, list | tuple):
+        return [_in_the_dark(one) for one in value]
+    return value
+
+
+def _lines(parts: Iterable[str], width: int) -> list[str]:
+    """Parts put together with dots between them, a new line where the next would not fit; a part that never fits is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines += textwrap.wrap(part, width, break_on_hyphens=False)
+    return lines
 
 
 def escaped(text: str) -> str:
@@ -89,19 +133,7 @@ def joined(parts: Iterable[str]) -> str:
 
 def origin(made_by: Mapping[str, Any], tokens: TokenMap | None = None) -> str:
     """What a picture's subtitle says of where the numbers come from: model, number type, clip, question."""
-    prompts: Sequence[Mapping[str, Any]] = made_by.get("prompts", ())
-    record = prompts[0] if len(prompts) == 1 else {}
-    question = str(record.get("question", "")) or ("" if tokens is None else question_of(tokens))
-    clips = record.get("clips", ())
-    return joined(
-        [
-            str(made_by.get("model", "")),
-            str(made_by.get("dtype", "")).removeprefix("torch."),
-            f"clip {', '.join(str(clip)[:8] for clip in clips)}" if clips else "",
-            f"“{_shortened(question, 60)}”" if question else "",
-            f"{len(prompts)} prompts" if len(prompts) > 1 else "",
-        ]
-    )
+    return display.origin(made_by, "" if tokens is None else question_of(tokens))
 
 
 def question_of(tokens: TokenMap) -> str:
@@ -114,8 +146,3 @@ def question_of(tokens: TokenMap) -> str:
 def counted(n: int, noun: str) -> str:
     """`1 sink`, `3 sinks`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
-def _shortened(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"

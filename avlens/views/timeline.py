@@ -101,6 +101,7 @@ def _stacked(told: Scene, rows: list[_Row], note: str) -> go.Figure:
     inside = sum(height for _, height, _ in rows) + _GAP * (len(rows) - 1)
     what = "Tokens" if told.value is None else told.name
     fig = figure(f"{what} over time", note=note, height=inside + _ABOVE + _BELOW)
+    above = fig.layout.height - inside - _BELOW  # more where the subtitle has more lines
     top, axis = 0, "y"
     for i, (title, height, draw) in enumerate(rows):
         axis, high = f"y{i + 1}" if i else "y", 1 - top / inside
@@ -116,7 +117,7 @@ def _stacked(told: Scene, rows: list[_Row], note: str) -> go.Figure:
         spikemode="across", spikesnap="cursor", spikethickness=1, spikecolor="#888888", spikedash="dot",
     )  # fmt: skip
     return fig.update_layout(
-        margin={"t": _ABOVE, "b": _BELOW, "l": 56, "r": 24}, legend={"y": 1 + 22 / inside}, hovermode="closest",
+        margin={"t": above, "b": _BELOW, "l": 56, "r": 24}, legend={"y": 1 + 22 / inside}, hovermode="closest",
         barmode="overlay", bargap=0,
     )  # fmt: skip
 

@@ -1,0 +1,32 @@
+import re
+
+import plotly.graph_objects as go
+import pytest
+
+from avlens.views import plot
+from avlens.views.style import COLOURS, DIVERGING, dark, figure
+
+
+def test_long_texts_are_broken_into_lines_and_the_figure_grows_by_them():
+    short, long = figure("t", note="a · b"), figure("t " * 60, note=" · ".join(["x" * 40] * 3 + ["<b>" * 60]))
+    assert short.layout.title.subtitle.text == "a · b"
+    lines = long.layout.title.subtitle.text.split("<br>")
+    assert lines[:2] == [f"{'x' * 40} · {'x' * 40}", "x" * 40] and len(lines) == 4
+    assert max(len(line.replace("&lt;", "<").replace("&gt;", ">")) for line in lines) <= 96
+    grown = long.layout.height - short.layout.height
+    assert grown == long.layout.margin.t - short.layout.margin.t == 3 * 16 + 21
+    assert 1 - long.layout.title.y == pytest.approx(16 / long.layout.height)
+
+
+def test_a_figure_for_dark_pages_leaves_no_dark_text(run):
+    for result in (run.sinks, run.trace, run.heads, run.dynamics):
+        turned = dark(plot(result))
+        assert isinstance(turned, go.Figure) and turned.layout.paper_bgcolor == "#14171C"
+        turned.layout.template = None
+        assert not re.search("#(1A1A1A|333333|F7F7F7|332288)", turned.to_json(), re.IGNORECASE)
+
+
+def test_scales_of_signed_values_have_nothing_in_the_middle():
+    low, middle, high = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for _, colour in DIVERGING)
+    assert len(set(middle)) == 1 and low[2] > low[0] and high[0] > high[2]
+    assert len(set(COLOURS.values())) == len(COLOURS)
