@@ -8,7 +8,7 @@ the CPU until it is used.
 import hashlib
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,8 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 from avlens import display
-from avlens.errors import BatchError
-from avlens.tokens import Modality, TokenMap
+from avlens.errors import BatchError, PromptError
+from avlens.tokens import Modality, Segment, TokenMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +156,31 @@ class AVInputs:
             PromptError: If the stock model cannot take them.
         """
         return self.stock_kwargs(self)
+
+    def with_answer(self, ids: Int[Tensor, " step"], strings: Sequence[str] | None = None) -> "AVInputs":
+        """The only prompt and, after it, an answer that is already written: one longer prompt, for teacher forcing.
+
+        The row that predicts the answer's first token is the last of the shorter prompt.
+
+        Args:
+            ids: The answer's token ids.
+            strings: Their texts, which label the positions.
+
+        Raises:
+            PromptError: If there are not as many strings as ids.
+            BatchError: If there are several prompts.
+        """
+        prompt, step = self.prompt, torch.arange(len(ids))
+        texts = ["."] * len(ids) if strings is None else list(strings)
+        if len(texts) != len(ids):
+            raise PromptError(f"an answer of {len(ids)} tokens was given {len(texts)} strings. Pass one for each.")
+        answer = TokenMap.of(ids.cpu(), texts, Modality.TEXT, Segment.ANSWER)
+        ahead = (prompt.next_position + step).to(prompt.positions.dtype).expand(len(prompt.positions), -1)
+        longer = replace(
+            prompt, ids=torch.cat([prompt.ids, ids.cpu()]), tokens=TokenMap.join([prompt.tokens, answer], prompt.tokens.prompt),
+            positions=torch.cat([prompt.positions, ahead], dim=1), next_position=prompt.next_position + len(ids),
+        )  # fmt: skip
+        return AVInputs((longer,), self.stock_kwargs)
 
     def __getitem__(self, row: int) -> "AVInputs":
         return AVInputs((self.prompts[row],), self.stock_kwargs)

@@ -490,3 +490,17 @@ class TokenSet:
 
     def _keep(self, keep: Bool[Tensor, " token"], open_ended: bool) -> "TokenSet":
         return TokenSet(self.positions[keep], self.tokens, open_ended)
+
+
+def word_spans(word: str, strings: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Which of the strings hold each occurrence of a whole word in the text that they make, whatever its case."""
+    strings = [string.lower() for string in strings]
+    text, starts = "".join(strings), [sum(map(len, strings[:i])) for i in range(len(strings))]
+    spans, at = [], text.find(word.lower())
+    while at >= 0:
+        end = at + len(word)
+        if not (at and text[at - 1].isalnum()) and not (end < len(text) and text[end].isalnum()):
+            held = enumerate(zip(starts, strings, strict=True))
+            spans.append(tuple(i for i, (start, string) in held if start < end and start + len(string) > at))
+        at = text.find(word.lower(), at + 1)
+    return tuple(spans)

@@ -1,14 +1,11 @@
 """What several test files need: prompts of every kind, the stock model's run, and what equal means."""
 
-from dataclasses import replace
-
 import torch
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip
-from avlens.tokens import Modality, Segment, TokenMap
 
 KINDS = ("video_and_audio", "question_first", "audio", "video", "image", "text", "interleaved", "batch")
 
@@ -59,16 +56,6 @@ def stock_run(model, inputs, attn="eager"):
             return whole(**inputs.hf_kwargs(), output_hidden_states=True, output_attentions=attn == "eager")
     finally:
         whole.set_attn_implementation(before)
-
-
-def with_answer(inputs, tokens):
-    """The same prompt with an answer in it: text at the next position ids, in one longer prompt."""
-    prompt, new = inputs.prompt, torch.arange(len(tokens))
-    answer = TokenMap.of(tokens, ["."] * len(new), Modality.TEXT, Segment.ANSWER)
-    positions = torch.cat([prompt.positions, (prompt.next_position + new).expand(len(prompt.positions), -1)], 1)
-    joined = TokenMap.join([prompt.tokens, answer])
-    longer = replace(prompt, ids=torch.cat([prompt.ids, tokens]), tokens=joined, positions=positions)
-    return AVInputs((longer,), inputs.stock_kwargs)
 
 
 def scores_of(model, inputs, n, decoding, **options):

@@ -25,7 +25,7 @@ from avlens.cache import Reduction
 from avlens.errors import PositionError
 from avlens.hooks import FwdHook, HookPoint, query_positions
 from avlens.inputs import AVInputs
-from avlens.tokens import TokenSet
+from avlens.tokens import TokenSet, word_spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ def attention_dynamics(
     ]
     tokens = out.tokens[0].cpu()
     strings = tuple(model.tokenizer.decode([token]) for token in tokens.tolist())
-    found = {word: _spans(word, strings) for word in words}
+    found = {word: word_spans(word, strings) for word in words}
     return AttentionDynamics(
         torch.stack(seen)[:, :, : len(tokens)], dict(sets), tuple(layers), tokens, strings, found, out.made_by
     )
@@ -132,23 +132,3 @@ def _read(keys: TokenSet, length: int, label: str) -> Reduction:
         return rows[..., keys.positions.to(pattern.device)].float().mean(-1)
 
     return Reduction("pattern", label, read)
-
-
-def _spans(word: str, strings: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The steps whose characters belong to each occurrence of a word in the text that the strings make."""
-    text = "".join(strings).lower()
-    starts = [sum(len(string) for string in strings[:i]) for i in range(len(strings))]
-    spans, at = [], text.find(word.lower())
-    while at >= 0:
-        end = at + len(word)
-        whole = not (at and text[at - 1].isalnum()) and not (end < len(text) and text[end].isalnum())
-        if whole:
-            spans.append(
-                tuple(
-                    i
-                    for i, (start, string) in enumerate(zip(starts, strings, strict=True))
-                    if start < end and start + len(string) > at
-                )
-            )
-        at = text.find(word.lower(), at + 1)
-    return tuple(spans)

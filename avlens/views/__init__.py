@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
 from avlens.analyses.dynamics import AttentionDynamics
+from avlens.analyses.shift import ShiftTable, TokenShift
 from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
 from avlens.errors import ViewError
@@ -25,6 +26,8 @@ from avlens.views.hubs import plot_hubs
 from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.page import View
 from avlens.views.report import Section, report
+from avlens.views.shift import plot_shift
+from avlens.views.shift_table import plot_shift_table
 from avlens.views.sink_dims import plot_sink_dims
 from avlens.views.sinks import plot_sinks
 from avlens.views.timeline import timeline
@@ -54,6 +57,8 @@ plot.register(HeadDominance)(plot_head_dominance)
 plot.register(Hubs)(plot_hubs)
 plot.register(LayerTrace)(plot_layer_trace)
 plot.register(ModalityDominance)(plot_dominance)
+plot.register(ShiftTable)(plot_shift_table)
 plot.register(SinkDims)(plot_sink_dims)
 plot.register(Sinks)(plot_sinks)
+plot.register(TokenShift)(plot_shift)
 plot.register(TraceTable)(plot_trace_table)

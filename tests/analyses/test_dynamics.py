@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from avlens import HookedAVModel
-from avlens.analyses.dynamics import _spans, attention_dynamics
+from avlens.analyses.dynamics import attention_dynamics
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.errors import PositionError
+from avlens.tokens import word_spans
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,9 @@ def test_each_step_is_the_row_that_predicts_its_token(model, monkeypatch, chunk)
 
 def test_words_are_found_as_whole_words_across_tokens():
     strings = (" a", " hot", "dog", " eats", " a", " dog", ".", " Dog", "s")
-    assert _spans("dog", strings) == ((5,),)
-    assert _spans("hotdog", strings) == ((1, 2),)
-    assert _spans("cat", strings) == ()
+    assert word_spans("dog", strings) == ((5,),)
+    assert word_spans("hotdog", strings) == ((1, 2),)
+    assert word_spans("cat", strings) == ()
 
 
 def test_kinds_of_words_are_compared_at_their_first_step(model):

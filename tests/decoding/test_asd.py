@@ -10,7 +10,7 @@ from avlens.inputs import AVInputs
 from avlens.interventions import knockout, reweight
 from avlens.planting import planted_model
 from avlens.testing import tiny_clip, tiny_model
-from tests.helpers import assert_equal, scores_of, with_answer
+from tests.helpers import assert_equal, scores_of
 
 REQUEST = "describe the clip ."
 
@@ -35,7 +35,7 @@ def test_without_strength_it_is_vanilla_decoding(model, inputs, method):
 
 def slowly(model, inputs, run, method, written, previous):
     """gamma and mixed log-probabilities of the token after `written`, by two whole forward passes."""
-    longer, hubs, n = with_answer(inputs, written), run.hubs[0], len(inputs.tokens)
+    longer, hubs, n = inputs.with_answer(written), run.hubs[0], len(inputs.tokens)
     tokens, after = longer.tokens, int(inputs.tokens.media.positions.max()) + 1
     cross, uni = (tokens.at(list(sinks)) for sinks in (hubs.cross, hubs.uni))
     readers = tokens.at(range(after if method.readers == "after_media" else n - 1, len(tokens)))

@@ -7,7 +7,7 @@ from avlens.decoding import AVCD
 from avlens.decoding.avcd import Masked, combine, dominance, entropy, members
 from avlens.errors import DecodingError
 from avlens.interventions import knockout
-from tests.helpers import assert_equal, scores_of, with_answer
+from tests.helpers import assert_equal, scores_of
 
 
 def test_with_an_infinite_gate_it_is_vanilla_decoding(model, prompt, two):
@@ -56,7 +56,7 @@ def without(model, inputs, masked, axis):
 def test_each_step_is_the_formula_by_four_whole_passes(model, prompt, method):
     out, scores = scores_of(model, prompt, 3, method)
     for step in range(3):
-        longer = with_answer(prompt, out.tokens[0, :step])
+        longer = prompt.with_answer(out.tokens[0, :step])
         logits, cache = model.run_with_cache(longer, names_filter=["pattern"])
         original = logits[0, -1]
         stays, (m, n) = masks_of(cache, longer.tokens, method.share)

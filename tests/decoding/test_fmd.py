@@ -5,7 +5,7 @@ from avlens.decoding import FMD
 from avlens.decoding.fmd import merge_weight
 from avlens.errors import DecodingError
 from avlens.interventions import ablate, knockout
-from tests.helpers import assert_equal, scores_of, with_answer
+from tests.helpers import assert_equal, scores_of
 
 
 def test_without_a_fork_it_is_vanilla_decoding(model, prompt, two):
@@ -39,7 +39,7 @@ def test_each_step_is_the_formula_by_three_whole_passes(model, prompt, fork):
     out, scores = scores_of(model, prompt, 3, FMD(fork=fork))
     weights = []
     for step in range(3):
-        wanted, weights = slowly(model, with_answer(prompt, out.tokens[0, :step]), fork, weights)
+        wanted, weights = slowly(model, prompt.with_answer(out.tokens[0, :step]), fork, weights)
         assert_equal(scores[0, step], wanted)
     assert out.records["weight"][0].tolist() == pytest.approx(weights, rel=1e-3)
     assert float((scores[0, 0] - model(prompt)[0, -1]).abs().max()) > 1e-3

@@ -8,7 +8,7 @@ from avlens.decoding.pai import guide, without_media
 from avlens.errors import DecodingError
 from avlens.inputs import AVInputs
 from avlens.interventions import reweight
-from tests.helpers import assert_equal, scores_of, with_answer
+from tests.helpers import assert_equal, scores_of
 
 
 def test_without_boost_and_guidance_it_is_vanilla_decoding(model, prompt, two):
@@ -20,7 +20,7 @@ def test_without_boost_and_guidance_it_is_vanilla_decoding(model, prompt, two):
 
 def slowly(model, inputs, written, method, layers):
     """By two whole passes: the boost edits the last row, and those of what was written when they were the last."""
-    longer, n = with_answer(inputs, written), len(inputs.tokens)
+    longer, n = inputs.with_answer(written), len(inputs.tokens)
     tokens = longer.tokens
     boost = reweight(tokens.at(range(n - 1, len(tokens))), tokens.media, method.alpha, layers=layers)
     seen = model.run_with_hooks(longer, boost)[0, -1].log_softmax(-1)

@@ -10,7 +10,7 @@ from avlens.errors import DecodingError
 from avlens.inputs import AVInputs
 from avlens.interventions import knockout
 from avlens.media.clip import signal_kept
-from tests.helpers import assert_equal, scores_of, with_answer
+from tests.helpers import assert_equal, scores_of
 
 
 def test_without_alpha_it_is_vanilla_decoding(model, prompt, two):
@@ -20,7 +20,7 @@ def test_without_alpha_it_is_vanilla_decoding(model, prompt, two):
 
 
 def slowly(model, clean, distorted, written, alpha, beta):
-    l, other = (model(with_answer(one, written))[0, -1] for one in (clean, distorted))  # noqa: E741
+    l, other = (model(one.with_answer(written))[0, -1] for one in (clean, distorted))  # noqa: E741
     mixed = torch.tensor([(1 + alpha) * float(x) - alpha * float(y) for x, y in zip(l, other, strict=True)])
     return mixed.masked_fill(l < l.max() + math.log(beta), -math.inf)
 

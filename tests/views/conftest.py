@@ -4,6 +4,7 @@ import pytest
 
 from avlens.analyses.dominance import head_dominance, modality_dominance, split_sinks
 from avlens.analyses.dynamics import attention_dynamics
+from avlens.analyses.shift import shift_table, token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
 from avlens.tables import trace_table
@@ -25,6 +26,7 @@ def run():
         "<audio>": tokens.audio,
         "sinks in video": tokens.at(tokens.video.positions[:3].tolist()),
     }
+    shift = token_distribution_shift(model, inputs, silent, answer="a <b>red</b> dog", words=["red"])
     return SimpleNamespace(
         model=model,
         clip=clip,
@@ -39,6 +41,8 @@ def run():
         heads=head_dominance(cache, sinks.tokens & tokens.media),
         dynamics=attention_dynamics(model, inputs, sets, max_new_tokens=6),
         table=trace_table([trace, trace], n_draws=50),
+        shift=shift,
+        shifts=shift_table([shift], n_draws=20),
     )
 
 

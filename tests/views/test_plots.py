@@ -11,7 +11,7 @@ from avlens.views import plot
 from avlens.views.dominance import plot_dominance
 from avlens.views.style import COLOURS, origin
 
-RESULTS = ["sinks", "dims", "mds", "hubs", "trace", "layers", "heads", "dynamics", "table"]
+RESULTS = ["sinks", "dims", "mds", "hubs", "trace", "layers", "heads", "dynamics", "table", "shift", "shifts"]
 
 
 @pytest.mark.parametrize("result", RESULTS)
@@ -22,7 +22,7 @@ def test_every_result_has_a_picture_that_cannot_upload(run, result):
     fig.to_json()
 
 
-@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics"])
+@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics", "shift"])
 def test_pictures_say_what_was_asked_of_which_model(run, result):
     note = plot(getattr(run, result)).layout.title.subtitle.text
     assert "what do you hear ?" in note and (result == "hubs" or "tiny-qwen2_5_omni-0" in note)
@@ -167,3 +167,11 @@ def test_origin_says_what_is_known():
     )
     assert origin({}) == ""
     assert origin({"prompts": [{}, {}]}) == "2 prompts"
+
+
+def test_each_token_of_an_answer_is_one_bar(run):
+    bars = {one.name.split(" ")[0]: one for one in plot(run.shift).data}
+    assert sum(len(bar.x) for bar in bars.values()) == len(run.shift.tokens)
+    for kind, bar in bars.items():
+        assert [run.shift.shifts[step] for step in bar.x] == [kind] * len(bar.x)
+    assert all("<b>" not in text for text in plot(run.shift).layout.xaxis.ticktext)
