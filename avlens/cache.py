@@ -122,7 +122,7 @@ class AVCache(ActivationCache):  # type: ignore[misc]
         pad = longest - len(self.token_maps[row])
         kept = {}
         for name, tensor in self.cache_dict.items():
-            if tensor.shape[0] == len(self.token_maps):
+            if tensor.shape[0] == len(self.token_maps) and not names.of_encoder(name):
                 kept[name] = _unpadded(name, tensor[row : row + 1], pad).clone()
         return AVCache(kept, self.model, [self.token_maps[row]], self.made_by, shortened=self.shortened)
 
@@ -372,6 +372,9 @@ def _unpadded(name: str, tensor: Tensor, pad: int) -> Tensor:
 
 
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
+    if names.of_encoder(name) and parts[0].ndim == 4:
+        rows, keys = (max(part.shape[axis] for part in parts) for axis in (2, 3))
+        return torch.cat([F.pad(part, (0, keys - part.shape[3], 0, rows - part.shape[2])) for part in parts])
     axis = _position_axis(name)
     if axis == 2 and parts[0].ndim == 4:
         longest = max(part.shape[3] for part in parts)

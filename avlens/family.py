@@ -7,7 +7,7 @@ embeddings. A checkpoint is taken only if every setting of its config is known (
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -64,6 +64,7 @@ class Stock:
         head: Unembedding.
         encoders: Towers by name: "audio", "vision".
         encoder_blocks: The blocks of each tower.
+        encoder_attention: The attention module of each of those blocks, for towers whose attention can be watched.
         whole: The model they are parts of.
     """
 
@@ -74,6 +75,7 @@ class Stock:
     encoders: Mapping[str, nn.Module]
     encoder_blocks: Mapping[str, Sequence[nn.Module]]
     whole: Any
+    encoder_attention: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
 
 
 class Family(ABC):

@@ -124,6 +124,16 @@ def running(points: Sequence[HookPoint], run: Run) -> Iterator[None]:
             point.ctx.pop("run", None)
 
 
+@contextmanager
+def at_places(point: HookPoint, query: Int[Tensor, "group query_pos"], key: Int[Tensor, "group key_pos"]) -> Iterator[None]:
+    """Tell a hook point of an encoder which positions of the encoder it sees, while it is called."""
+    point.ctx["places"] = query, key
+    try:
+        yield
+    finally:
+        point.ctx.pop("places", None)
+
+
 def current_run(hook: HookPoint) -> Run | None:
     """The run that is calling `hook`, or None on a model that is not a HookedAVModel."""
     return hook.ctx.get("run")
@@ -136,7 +146,12 @@ def first_query_pos(hook: HookPoint) -> int:
 
 
 def query_positions(hook: HookPoint, x: Tensor, *, dim: int = 1) -> Int[Tensor, "batch query_pos"]:
-    """Position of each row of `x` along `dim` in its own prompt; negative where the row is padding."""
+    """Position of each row of `x` along `dim` in its own prompt; negative where the row is padding.
+
+    In an encoder, whose positions are not the prompt's: the position in the encoder, of each group.
+    """
+    if "places" in hook.ctx:
+        return hook.ctx["places"][0].to(x.device)
     run = current_run(hook)
     if run is None:
         return torch.arange(x.shape[dim], device=x.device)[None]
@@ -144,7 +159,12 @@ def query_positions(hook: HookPoint, x: Tensor, *, dim: int = 1) -> Int[Tensor, 
 
 
 def key_positions(hook: HookPoint, x: Tensor, *, dim: int = -1) -> Int[Tensor, "batch key_pos"]:
-    """Position of each key of attention scores or a pattern in its own prompt; negative where it is padding."""
+    """Position of each key of attention scores or a pattern in its own prompt; negative where it is padding.
+
+    In an encoder: its position in the encoder, of each group.
+    """
+    if "places" in hook.ctx:
+        return hook.ctx["places"][1].to(x.device)
     run = current_run(hook)
     if run is None:
         return torch.arange(x.shape[dim], device=x.device)[None]

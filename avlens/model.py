@@ -70,7 +70,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         object.__setattr__(self, "stock", stock)
         self.embed, self.unembed = stock.embed, stock.head
         for encoder, tower in stock.encoders.items():
-            self.add_module(encoder, HookedEncoder(tower, stock.encoder_blocks[encoder]))
+            blocks, attention = stock.encoder_blocks[encoder], stock.encoder_attention.get(encoder, ())
+            self.add_module(encoder, HookedEncoder(tower, blocks, attention))
         self.hook_token_embed, self.hook_audio_embed = HookPoint(), HookPoint()
         self.hook_video_embed, self.hook_image_embed = HookPoint(), HookPoint()
         self.hook_embed = HookPoint()
@@ -451,8 +452,26 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedAVModel":
         self.forget_encodings()
+        # Tables that no checkpoint holds, such as rotary frequencies, keep their precision, as when a dtype is loaded.
+        tables = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+        ]
         moved: HookedAVModel = super()._apply(fn, recurse)
+        for module, name, table in tables:
+            now = module._buffers[name]
+            if table is not None and now is not None and now.dtype != table.dtype:
+                module._buffers[name] = table.to(now.device)
         return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy and a pickle hold: all but the lock and the kept encodings."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_encoded")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock, self._encoded = threading.RLock(), OrderedDict()
 
     @contextmanager
     def hooks(

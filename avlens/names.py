@@ -27,6 +27,10 @@ activations have its name in front (`"audio.resid_post"`).
     vision.blocks.{i}.hook_resid_post       batch patch d_vision      patches in the order of frame, row, column
     audio.blocks.{i}.hook_resid_post        batch mel_pos d_audio
     qformer.blocks.{i}.hook_resid_post      batch media_pos d_qformer   where a Q-Former makes the audio tokens
+    vision.blocks.{i}.attn.hook_pattern,    group head query_pos key_pos      of what attends among itself: a window, a
+      audio                                                             frame, a piece of sound; called once or more for each
+                                                                        medium; joined in a cache, the shorter filled with 0
+    qformer.blocks.{i}.attn.hook_pattern    window head query key_pos   what its query reads of each window of sound
 """
 
 import difflib
@@ -124,6 +128,11 @@ def layer_of(name: str) -> int | None:
     return int(pieces[1]) if pieces[0] == "blocks" and len(pieces) > 2 and pieces[1].isdigit() else None
 
 
+def of_encoder(name: str) -> bool:
+    """Whether a full name is of a block of an encoder."""
+    return ".blocks." in name
+
+
 def short_name(name: str) -> str:
     """The short name of a full one: `"blocks.3.ln1.hook_scale"` gives `"ln1.scale"`."""
     pieces = [piece.removeprefix("hook_") for piece in name.split(".") if not piece.isdigit()]
@@ -141,7 +150,7 @@ def matching(names_filter: NamesFilter, names: Iterable[str]) -> list[str]:
     """
     names = list(names)
     if names_filter is None:
-        return [name for name in names if short_name(name) not in LARGE]
+        return [name for name in names if short_name(name).split(".")[-1] not in LARGE]
     if callable(names_filter):
         chosen = [name for name in names if names_filter(name)]
         if not chosen:

@@ -264,5 +264,8 @@ def thinker_stock(model: Any) -> Stock:
         head=model.lm_head,
         encoders={"vision": vision, "audio": audio},
         encoder_blocks={"vision": list(vision.blocks), "audio": list(audio.layers)},
+        encoder_attention={
+            "vision": [block.attn for block in vision.blocks], "audio": [layer.self_attn for layer in audio.layers],
+        },
         whole=model,
     )

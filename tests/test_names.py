@@ -45,7 +45,8 @@ def test_filters_choose_in_the_order_of_the_model():
         "blocks.1.attn.hook_v",
     ]
     dropped = set(full) - set(names.matching(None, full))
-    assert {names.short_name(name) for name in dropped} == {"attn_scores", "pattern", "result"}
+    large = {"attn_scores", "pattern", "result", "audio.pattern", "vision.pattern"}
+    assert {names.short_name(name) for name in dropped} == large
     assert names.matching("resid_post", full) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     assert names.matching("audio.resid_post", full) == [
         "audio.blocks.0.hook_resid_post",

@@ -47,6 +47,18 @@ class QFormerAudio(nn.Module):
         return out
 
 
+def audio_attention(audio: QFormerAudio) -> dict[str, list[nn.Module]]:
+    """What attends in each block: in Whisper's, sound to sound; in the Q-Former's, its query to a window of sound.
+
+    Where a layer of the Q-Former does not read the sound, its query attends to itself.
+    """
+    layers = audio.qformer.encoder.layer
+    return {
+        "audio": [layer.self_attn for layer in audio.whisper.layers],
+        "qformer": [getattr(layer, "crossattention", layer.attention).attention for layer in layers],
+    }
+
+
 def whisper_config(settings: Mapping[str, Any]) -> WhisperConfig:
     """The encoder's part of Whisper's settings."""
     names = (

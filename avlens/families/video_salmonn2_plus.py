@@ -38,6 +38,7 @@ from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import PatchRules, cut_patches, window_order
 from avlens.encoders.qformer import (
     QFormerAudio,
+    audio_attention,
     mel_pieces,
     n_pieces,
     qformer_config,
@@ -492,6 +493,9 @@ def _stock(model: VideoSalmonn2PlusModel) -> Stock:
             "vision": list(model.visual.blocks),
             "audio": list(model.audio.whisper.layers),
             "qformer": list(model.audio.qformer.encoder.layer),
+        },
+        encoder_attention={
+            "vision": [block.attn for block in model.visual.blocks], **audio_attention(model.audio),
         },
         whole=model,
     )

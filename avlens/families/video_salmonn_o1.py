@@ -45,6 +45,7 @@ from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.qformer import (
     PIECE_SECONDS,
     QFormerAudio,
+    audio_attention,
     mel_pieces,
     qformer_config,
     qformer_renames,
@@ -498,6 +499,9 @@ def _stock(model: VideoSalmonnO1Model) -> Stock:
             "vision": list(siglip.encoder.layers),
             "audio": list(whisper.layers),
             "qformer": list(qformer.encoder.layer),
+        },
+        encoder_attention={
+            "vision": [layer.self_attn for layer in siglip.encoder.layers], **audio_attention(model.speech.tokens),
         },
         whole=model,
     )

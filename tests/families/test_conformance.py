@@ -1,8 +1,10 @@
 """What every family promises: the laws, hooks, interventions, analyses, decoding, the command line, and loading."""
 
 import ast
+import copy
 import gc
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -70,7 +72,9 @@ def test_every_layer_of_every_encoder_can_be_read_and_replaced(model):
     _, cache = model.run_with_cache(inputs, lambda name: name.split(".")[0] in model.stock.encoders)
     read = {f"{encoder}.blocks.{i}.hook_resid_post" for encoder, blocks in model.stock.encoder_blocks.items()
             for i in range(len(blocks))}  # fmt: skip
-    assert set(cache.keys()) == read and {"vision", "audio"} <= set(model.stock.encoders)
+    patterns = {name.replace("hook_resid_post", "attn.hook_pattern") for name in read}
+    assert set(cache.keys()) == read | patterns and {"vision", "audio"} <= set(model.stock.encoders)
+    assert not patterns & set(model.run_with_cache(inputs)[1].keys())
     for name in read:
         assert cache[name].shape[0] == 1 and cache[name].ndim == 3
         same = model.run_with_hooks(inputs, [(name, lambda x, hook, kept=cache[name]: kept)])
@@ -304,10 +308,28 @@ def test_half_precision_loads_and_stays_near(name, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     half = HookedAVModel.from_pretrained(tmp_path, dtype=dtype)
     assert half.cfg.dtype == getattr(torch, dtype)
+    cast = HookedAVModel.from_pretrained(tmp_path).to(half.dtype)
+    assert [table.dtype for table in cast.buffers()] == [table.dtype for table in half.buffers()]
+    assert torch.equal(cast(asked(cast)), half(asked(half)))
     assert {weight.dtype for weight in half.parameters()} == {half.cfg.dtype}
     # Not the largest difference: where experts are chosen, a close call may go the other way.
     differences = (half(asked(half)).float() - model(asked(model))).abs()
     assert float(differences.median()) < {"bfloat16": 0.05, "float16": 0.005}[dtype]
+
+
+@every_model
+def test_copies_and_pickles_are_models_of_their_own(model):
+    inputs, edit = asked(model), ("audio.blocks.0.hook_resid_post", lambda x, hook: 2 * x)
+    idle, moved = model(inputs), model.run_with_hooks(inputs, [edit])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(asked(other)), idle)
+        assert torch.equal(other.run_with_hooks(inputs, [edit]), moved)
+        assert other.generate(inputs, 2).texts == model.generate(inputs, 2).texts
+        for parameter in other.parameters():
+            parameter.zero_()
+        other.forget_encodings()
+        assert not other(inputs).any() and other.stock.whole.get_input_embeddings().weight is other.W_E
+    assert torch.equal(model(inputs), idle) and torch.equal(model.run_with_hooks(inputs, [edit]), moved)
 
 
 class Int8Linear(nn.Module):
