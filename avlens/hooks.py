@@ -125,7 +125,9 @@ def running(points: Sequence[HookPoint], run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def at_places(point: HookPoint, query: Int[Tensor, "group query_pos"], key: Int[Tensor, "group key_pos"]) -> Iterator[None]:
+def at_places(
+    point: HookPoint, query: Int[Tensor, "group query_pos"], key: Int[Tensor, "group key_pos"]
+) -> Iterator[None]:
     """Tell a hook point of an encoder which positions of the encoder it sees, while it is called."""
     point.ctx["places"] = query, key
     try:

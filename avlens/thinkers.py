@@ -265,7 +265,8 @@ def thinker_stock(model: Any) -> Stock:
         encoders={"vision": vision, "audio": audio},
         encoder_blocks={"vision": list(vision.blocks), "audio": list(audio.layers)},
         encoder_attention={
-            "vision": [block.attn for block in vision.blocks], "audio": [layer.self_attn for layer in audio.layers],
+            "vision": [block.attn for block in vision.blocks],
+            "audio": [layer.self_attn for layer in audio.layers],
         },
         whole=model,
     )

@@ -495,7 +495,8 @@ def _stock(model: VideoSalmonn2PlusModel) -> Stock:
             "qformer": list(model.audio.qformer.encoder.layer),
         },
         encoder_attention={
-            "vision": [block.attn for block in model.visual.blocks], **audio_attention(model.audio),
+            "vision": [block.attn for block in model.visual.blocks],
+            **audio_attention(model.audio),
         },
         whole=model,
     )

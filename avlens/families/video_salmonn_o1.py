@@ -501,7 +501,8 @@ def _stock(model: VideoSalmonnO1Model) -> Stock:
             "qformer": list(qformer.encoder.layer),
         },
         encoder_attention={
-            "vision": [layer.self_attn for layer in siglip.encoder.layers], **audio_attention(model.speech.tokens),
+            "vision": [layer.self_attn for layer in siglip.encoder.layers],
+            **audio_attention(model.speech.tokens),
         },
         whole=model,
     )

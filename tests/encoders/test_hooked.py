@@ -71,7 +71,9 @@ def test_listening_at_one_pattern_leaves_the_other_blocks_and_the_settings_alone
     assert_equal(model.run_with_hooks(inputs, [(name, lambda x, hook: x)]), idle)
     with pytest.raises(ValueError, match="a hook of mine"):
         model.run_with_hooks(inputs, [(name, fail)])
-    assert usual == {id(m): m.config._attn_implementation for one in model.stock.encoder_attention.values() for m in one}
+    assert usual == {
+        id(m): m.config._attn_implementation for one in model.stock.encoder_attention.values() for m in one
+    }
     assert torch.equal(model(inputs), idle)
 
 
@@ -88,7 +90,9 @@ def test_an_edited_pattern_is_what_the_values_are_summed_by(model):
         assert min(largest_difference(one, idle) for one in (nothing, uniform)) > 1e-5, name
     module = model.stock.encoder_attention["vision"][0]
     kept = []
-    handle = module.register_forward_hook(lambda module, args, out: kept.append(out[0] if isinstance(out, tuple) else out))
+    handle = module.register_forward_hook(
+        lambda module, args, out: kept.append(out[0] if isinstance(out, tuple) else out)
+    )
     model.run_with_hooks(inputs, [("vision.blocks.0.attn.hook_pattern", lambda x, hook: torch.zeros_like(x))])
     handle.remove()
     bias = next(last for name, last in module.named_children() if name in ("proj", "out_proj")).bias
