@@ -259,6 +259,13 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         index = torch.as_tensor(tokens, device=self.W_U.device)
         return self.W_U.T[index] * self.ln_final.w.to(self.W_U.device)
 
+    def read_out(self, resid: Float[Tensor, "*pos d_model"], *, norm: bool = True) -> Float[Tensor, "*pos d_vocab"]:
+        """The logits that a residual stream gives, past every hook, with or without the final norm."""
+        if norm:
+            resid = self.ln_final.stock(resid.to(device_of(self.ln_final.stock)))
+        logits: Tensor = self.unembed(resid.to(device_of(self.unembed)))
+        return logits
+
     def accumulated_bias(
         self,
         layer: int,

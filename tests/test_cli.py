@@ -78,6 +78,14 @@ def test_sinks(run, clip):
     assert all(row["mds"] is None or -1 <= row["mds"] <= 1 for row in found["sinks"])
 
 
+def test_lens(run, clip):
+    code, out, _ = run("lens", clip, "--words", "drum,bell", "--top", 2)
+    assert code == 0 and "mean P(drum)" in out and out.count(" x") >= 4
+    read = json.loads(run("lens", clip, "--at", "last", "--no-norm", "--json")[1])
+    assert [row["layer"] for row in read["layers"]] == [0, 1, 2, 3] and len(read["tokens"]) == 4
+    assert read["made_by"]["norm"] is False and all(0 <= row["p"] <= 1 for row in read["tokens"])
+
+
 def test_trace_takes_direction_sites_and_layers(run, clip):
     noised = json.loads(run("trace", clip, "--direction", "noise", "--site", "k,v", "--layers", "0-3", "--json")[1])
     effects = {row["set"]: row["IE_clean"] for row in noised["sets"]}
@@ -133,6 +141,8 @@ def test_models_and_check(run):
         (["trace", "CLIP", "--layers", "²"], "--layers is '²'"),
         (["trace", "SILENT"], "has no sound. Use --corrupt video."),
         (["trace", "BLIND", "--corrupt", "video"], "has no video. Use --corrupt audio."),
+        (["lens", "SILENT", "--at", "audio"], "--at audio: the clip has no such token"),
+        (["lens", "CLIP", "--at", "smell"], "smell"),
         (["sinks", "CLIP", "--top", "-1"], "--top"),
         (["tokens", "CLIP", "--device", "gpu"], "the device 'gpu' cannot be used"),
         (["sinks", "CLIP", "--device", "meta"], "Devices here: cpu"),

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 
 from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
 from avlens.analyses.dynamics import AttentionDynamics
+from avlens.analyses.logit_lens import LatentUnderstanding, LogitLens
 from avlens.analyses.shift import ShiftTable, TokenShift
 from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
@@ -23,7 +24,9 @@ from avlens.views.dominance import plot_dominance
 from avlens.views.dynamics import plot_dynamics
 from avlens.views.head_dominance import plot_head_dominance
 from avlens.views.hubs import plot_hubs
+from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
+from avlens.views.lens import plot_lens
 from avlens.views.page import View
 from avlens.views.report import Section, report
 from avlens.views.shift import plot_shift
@@ -55,7 +58,9 @@ plot.register(AttentionDynamics)(plot_dynamics)
 plot.register(CausalTrace)(plot_trace)
 plot.register(HeadDominance)(plot_head_dominance)
 plot.register(Hubs)(plot_hubs)
+plot.register(LatentUnderstanding)(plot_latent)
 plot.register(LayerTrace)(plot_layer_trace)
+plot.register(LogitLens)(plot_lens)
 plot.register(ModalityDominance)(plot_dominance)
 plot.register(ShiftTable)(plot_shift_table)
 plot.register(SinkDims)(plot_sink_dims)

@@ -4,6 +4,7 @@ import pytest
 
 from avlens.analyses.dominance import head_dominance, modality_dominance, split_sinks
 from avlens.analyses.dynamics import attention_dynamics
+from avlens.analyses.logit_lens import latent_understanding, logit_lens
 from avlens.analyses.shift import shift_table, token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
@@ -27,6 +28,7 @@ def run():
         "sinks in video": tokens.at(tokens.video.positions[:3].tolist()),
     }
     shift = token_distribution_shift(model, inputs, silent, answer="a <b>red</b> dog", words=["red"])
+    lens = logit_lens(model, inputs, tokens.audio)
     return SimpleNamespace(
         model=model,
         clip=clip,
@@ -41,6 +43,8 @@ def run():
         heads=head_dominance(cache, sinks.tokens & tokens.media),
         dynamics=attention_dynamics(model, inputs, sets, max_new_tokens=6),
         table=trace_table([trace, trace], n_draws=50),
+        lens=lens,
+        latent=latent_understanding([lens, lens], [{"bell"}, {"drum"}]),
         shift=shift,
         shifts=shift_table([shift], n_draws=20),
     )

@@ -11,7 +11,21 @@ from avlens.views import plot
 from avlens.views.dominance import plot_dominance
 from avlens.views.style import COLOURS, origin
 
-RESULTS = ["sinks", "dims", "mds", "hubs", "trace", "layers", "heads", "dynamics", "table", "shift", "shifts"]
+RESULTS = [
+    "sinks",
+    "dims",
+    "mds",
+    "hubs",
+    "trace",
+    "layers",
+    "heads",
+    "dynamics",
+    "table",
+    "shift",
+    "shifts",
+    "lens",
+    "latent",
+]
 
 
 @pytest.mark.parametrize("result", RESULTS)
@@ -22,14 +36,17 @@ def test_every_result_has_a_picture_that_cannot_upload(run, result):
     fig.to_json()
 
 
-@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics", "shift"])
+@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics", "shift", "lens"])
 def test_pictures_say_what_was_asked_of_which_model(run, result):
     note = plot(getattr(run, result)).layout.title.subtitle.text
     assert "what do you hear ?" in note and (result == "hubs" or "tiny-qwen2_5_omni-0" in note)
 
 
 def test_what_has_no_picture_is_refused_with_what_has():
-    with pytest.raises(ViewError, match=r"builtins.int.*CausalTrace, HeadDominance, Hubs, LayerTrace.*plot.register"):
+    with pytest.raises(
+        ViewError,
+        match=r"builtins.int.*CausalTrace, HeadDominance, Hubs, LatentUnderstanding, LayerTrace.*plot.register",
+    ):
         plot(3)
 
 
@@ -175,3 +192,10 @@ def test_each_token_of_an_answer_is_one_bar(run):
     for kind, bar in bars.items():
         assert [run.shift.shifts[step] for step in bar.x] == [kind] * len(bar.x)
     assert all("<b>" not in text for text in plot(run.shift).layout.xaxis.ticktext)
+
+
+def test_a_lens_with_many_tokens_tells_its_words_on_hovering_only(run):
+    few = plot(run.lens.at(run.tokens.at(list(run.tokens.audio)[:3]))).data[0]
+    many = plot(run.lens).data[0]
+    assert few.texttemplate and len(run.lens.tokens) > 40 and many.texttemplate is None
+    assert len(few.text[0]) == 3 and len(many.customdata[0]) == len(run.lens.tokens)
