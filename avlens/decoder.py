@@ -11,6 +11,7 @@ working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. A
 unless someone listens at the scores or the pattern of that very layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -18,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import linear
 from transformers.cache_utils import DynamicCache
 
@@ -106,6 +108,25 @@ class KeyValues(DynamicCache):  # type: ignore[misc]
         past = self.key_index.get(layer)
         self.key_index[layer] = index if past is None else torch.cat([past, index])
         return k, v, self.key_index[layer]
+
+    def first(self, n: int) -> "KeyValues":
+        """What was read of the first `n` tensor positions, from which another run may go on."""
+        kept = KeyValues()
+        for layer, index in self.key_index.items():
+            held = int((index < n).sum())
+            keys, values = self.layers[layer].keys, self.layers[layer].values
+            kept.extend(layer, keys[:, :, :held], values[:, :, :held], index[:held])
+        kept.seen = min(n, self.seen)
+        return kept
+
+    def fill(self, rows: Sequence["KeyValues"]) -> None:
+        """Take over what several runs read whole, as rows of one batch, padded on the left; this must be empty."""
+        self.seen = max(row.seen for row in rows)
+        for layer in rows[0].key_index:
+            held = [(row.layers[layer], self.seen - row.seen) for row in rows]
+            k = torch.cat([F.pad(one.keys, (0, 0, padding, 0)) for one, padding in held])
+            v = torch.cat([F.pad(one.values, (0, 0, padding, 0)) for one, padding in held])
+            self.extend(layer, k, v, torch.arange(self.seen))
 
 
 @dataclass

@@ -3,12 +3,13 @@
 Sampling, EOS, stopping criteria and logits processors are the loop's own business. Hooks act at every step; what
 they are told (`hooks.Run`) says where the step stands. A decoding method runs several streams of the same prompts as
 rows of one batch: the loop sees one row per prompt, the forward pass expands it, owns the streams' keys and values,
-and mixes their logits before it returns. A method may also read the text so far a second time, with other edits.
+and mixes their logits before it returns. A method may also read the text so far a second time, with other edits; and one
+that had to read the prompts before it could decide (`ReadAhead`) hands over what it read, so that nothing is read twice.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -23,6 +24,30 @@ from avlens.decoder import KeyValues
 from avlens.errors import BatchError, DecodingError
 from avlens.hooks import DecodingRun, FwdHook, on_rows, stream_rows
 from avlens.inputs import AVInputs
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Prompts that were read, up to where an answer begins.
+
+    Attributes:
+        past: Their keys and values.
+        logits: Of the next token.
+        cache: What was recorded, if anything was asked for.
+    """
+
+    past: KeyValues
+    logits: Float[Tensor, "batch d_vocab"]
+    cache: AVCache | None
+
+
+@runtime_checkable
+class ReadAhead(Protocol):
+    """A decoding method at work that has read the prompts of its streams already."""
+
+    def hand_over(self) -> Sequence[Sequence[Reading]]:
+        """What was read, once: of each stream, each prompt by itself, without a user's hooks."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +102,7 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         # In a tuple, so that it is no submodule: the loop must neither move nor save the model.
         self._model = (model,)
         self.inputs, self.run = inputs, run
+        self.original: Sequence[Reading] | None = None
         self.logits: list[Tensor] | None = None
         self.written = torch.empty(len(inputs), 0, dtype=torch.long)
         self.rows = self._rows()
@@ -128,9 +154,13 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         """Logits of the next token of each row."""
         streams = 1 if self.run is None else self.run.n_streams
         step = None if past_key_values.seen == 0 else input_ids.repeat(streams, 1)
-        copies = input_ids.shape[0] // len(self.inputs)
-        rows = self.rows if copies == 1 else AVInputs.batch([row for row in self.rows for _copy in range(copies)])
-        logits = self.model.advance(rows, step, past_key_values)[:, -1]
+        ahead: object = self.run
+        if step is None and isinstance(ahead, ReadAhead):
+            logits = self._taken_over(ahead.hand_over(), past_key_values)
+        else:
+            copies = input_ids.shape[0] // len(self.inputs)
+            rows = self.rows if copies == 1 else AVInputs.batch([row for row in self.rows for _copy in range(copies)])
+            logits = self.model.advance(rows, step, past_key_values)[:, -1]
         if self.run is not None:
             logits = self.run.mix(logits.unflatten(0, (streams, -1)), self.again)
         if self.logits is not None:
@@ -145,6 +175,13 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
             if self.written.shape[1]:
                 logits = self.model.advance(rows, self.written[list(prompts)], past, again=True)
         return logits[:, -1]
+
+    def _taken_over(self, readings: Sequence[Sequence[Reading]], past: KeyValues) -> Float[Tensor, "row d_vocab"]:
+        """The streams as the method read them, but the original as a user's hooks have it where there are any."""
+        original = readings[0] if self.original is None else self.original
+        rows = [reading for stream in (original, *readings[1:]) for reading in stream]
+        past.fill([row.past for row in rows])
+        return torch.cat([row.logits for row in rows])
 
     def _rows(self) -> AVInputs:
         """What each row of a pass reads: all prompts of the first stream, then of the next.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from avlens.analyses.dominance import Hubs, ModalityDominance, modality_dominance, read_by_modality, split_sinks
 from avlens.analyses.sinks import SinkDims, Sinks, find_sink_dims, find_sinks, sink_energy
+from avlens.cache import AVCache, Reduction
 from avlens.inputs import AVInputs
 from avlens.model import HookedAVModel
 
@@ -43,9 +44,23 @@ def find_hubs(
         n: The N of the paper's sink(N); by default every sink counts.
     """
     dims = tuple(find_sink_dims(model) if dims is None else dims)
-    keep = [sink_energy(dims), *read_by_modality(inputs.tokens)]
+    keep = hub_reductions(inputs, dims)
     _, cache = model.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
+    return hubs_of(cache, dims, n=n)
+
+
+def hub_reductions(inputs: AVInputs, dims: Iterable[int]) -> list[Reduction]:
+    """What `hubs_of` needs of a run over one prompt: energies, and attention received by each token."""
+    return [sink_energy(dims), *read_by_modality(inputs.tokens)]
+
+
+def hubs_of(cache: AVCache, dims: Iterable[int], *, n: float | int | None = None) -> PromptHubs:
+    """Split the sinks of a prompt that ran already; arguments as `find_hubs`.
+
+    Raises:
+        MissingActivationError: If the cache holds no `hub_reductions`, nor `resid_pre` and `pattern`.
+    """
     sinks = find_sinks(cache, dims)
-    chosen = sinks.tokens & inputs.tokens.media if n is None else sinks.top(n)
+    chosen = sinks.tokens & cache.tokens.media if n is None else sinks.top(n)
     dominance = modality_dominance(cache, chosen)
     return PromptHubs(sinks, dominance, split_sinks(dominance))

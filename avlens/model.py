@@ -11,11 +11,11 @@ video; their outputs are kept (by content) and reused by every later run that do
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -40,12 +40,22 @@ from avlens.encoders.hooked import HookedEncoder
 from avlens.errors import BatchError, DecodingError, HookError, LayerError, PositionError, PromptError
 from avlens.families import FAMILIES
 from avlens.family import Family, Order, Part, Positions, PromptOptions, Stock
-from avlens.generation import Generation, Loop, all_hooks, generation_config, refuse_recording_beams
-from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, running, through, watched
+from avlens.generation import (
+    Generation,
+    Loop,
+    ReadAhead,
+    Reading,
+    all_hooks,
+    generation_config,
+    refuse_recording_beams,
+)
+from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, on_rows, running, through, watched
 from avlens.inputs import AVInputs, Media
 from avlens.media import Clip
 from avlens.tokens import TokenSet
 from avlens.version import versions
+
+T = TypeVar("T")
 
 KEPT_ENCODINGS = 64
 """How many encoded sounds and videos a model keeps, the least recently used going first."""
@@ -79,6 +89,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         self.ln_final = HookedRMSNorm(stock.norm, self._cfg.eps)
         self._lock = threading.RLock()
         self._encoded: OrderedDict[str, Tensor] = OrderedDict()
+        self._remembered: dict[Hashable, tuple[Hashable, Any]] = {}
         self.requires_grad_(False).eval()
         self.setup()
 
@@ -410,9 +421,12 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             recorder = self._recorder(names_filter, reductions, device, detach=True)
             refuse_recording_beams(config, [*recorder.full_names, *recorder.reductions])
             hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
+            loop: Any = Loop(self, inputs, run)
+            loop.logits = [] if keep_logits else None
+            if isinstance(run, ReadAhead) and (own := [*fwd_hooks, *recorder.hooks()]):
+                with self.hooks(on_rows(own, range(len(inputs)))):
+                    loop.original = [self._read(inputs, KeyValues())]
             with self.hooks(hooks):
-                loop: Any = Loop(self, inputs, run)
-                loop.logits = [] if keep_logits else None
                 ids: Tensor = loop.generate(
                     input_ids=inputs.ids.clamp(min=0).to(self.device), attention_mask=inputs.attention_mask.to(self.device),
                     generation_config=config, past_key_values=KeyValues(), logits_processor=logits_processor,
@@ -426,10 +440,36 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         logits = torch.stack(loop.logits, dim=1) if keep_logits else None
         return Generation(new, texts, cache, {} if run is None else run.records(), made_by, logits)
 
+    def read(
+        self,
+        inputs: AVInputs,
+        past: KeyValues | None = None,
+        *,
+        fwd_hooks: Sequence[FwdHook] = (),
+        reductions: Sequence[Reduction] = (),
+    ) -> Reading:
+        """Read prompts up to where an answer begins, and keep their keys and values.
+
+        Args:
+            inputs: One or more prompts.
+            past: What was read of them already, such as `reading.past.first(n)`; only the rest is read then.
+            fwd_hooks: Edits.
+            reductions: What to record.
+        """
+        with self._alone():
+            recorder = self._recorder((), reductions, None, detach=True)
+            with self.hooks([*fwd_hooks, *recorder.hooks()]):
+                reading = self._read(inputs, KeyValues() if past is None else past)
+            maps = [prompt.tokens for prompt in inputs.prompts]
+            return replace(reading, cache=recorder.cache(self, maps, self.made_by(inputs)) if reductions else None)
+
+    def _read(self, inputs: AVInputs, past: KeyValues) -> Reading:
+        return Reading(past, self.advance(inputs, None, past)[:, -1], None)
+
     def advance(
         self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues, *, again: bool = False
     ) -> Float[Tensor, "batch 1 d_vocab"]:
-        """Read the prompts (`step` is None) or some more tokens after them; logits of the last position.
+        """Read what was not read of the prompts (`step` is None), or more tokens after them; logits of the last position.
 
         Args:
             inputs: One or more prompts.
@@ -437,14 +477,17 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             past: Keys and values of what was read, which grow.
             again: Whether this is a decoding method's second pass, which hooks bound to rows do not see.
         """
-        length = inputs.shape[1]
-        n = length if step is None else step.shape[1]
-        index = torch.arange(past.seen, past.seen + n)
-        run = Run(inputs.padding, inputs.layouts, index, index, again=again)
+        length, seen = inputs.shape[1], past.seen
+        n = length - seen if step is None else step.shape[1]
+        index = torch.arange(seen, seen + n)
+        whole = torch.arange(length) if step is None else index
+        run = Run(inputs.padding, inputs.layouts, whole, whole, again=again)
         with running(self._watched(), run):
             additions: tuple[Tensor, ...] = ()
             if step is None:
-                (embeds, additions), positions = self._merge(inputs, run, grad=False), inputs.positions
+                embeds, additions = self._merge(inputs, run, grad=False)
+                embeds, additions = embeds[:, seen:], tuple(addition[:, seen:] for addition in additions)
+                positions, run.query_index, run.key_index = inputs.positions[..., seen:], index, index
             else:
                 embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
                 ahead = inputs.next_positions[:, None] + (index - length)
@@ -453,9 +496,24 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             return self._decode(embeds, self._pass(run, positions, past, self.attn, additions), None, last=True)
 
     def forget_encodings(self) -> None:
-        """Let go of the encoder outputs that were kept, as after an edit of an encoder's weights."""
+        """Let go of the encoder outputs that were kept, as after an edit of an encoder's weights, and of what is remembered."""
         with self._lock:
             self._encoded.clear()
+            self._remembered.clear()
+
+    def remember(self, question: Hashable, find: Callable[[], T]) -> T:
+        """What `find` found when the question was first asked: a fact of the weights alone, such as their sink dimensions.
+
+        It is found anew when a weight was replaced or edited in place (not through `.data`: then `forget_encodings`), and
+        wherever hooks are attached.
+        """
+        with self._lock:
+            if self._watched():
+                return find()
+            weights = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+            if self._remembered.get(question, (None,))[0] != weights:
+                self._remembered[question] = weights, find()
+            return self._remembered[question][1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedAVModel":
         self.forget_encodings()
@@ -474,11 +532,13 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy and a pickle hold: all but the lock and the kept encodings."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_encoded")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_lock", "_encoded", "_remembered")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._lock, self._encoded = threading.RLock(), OrderedDict()
+        self._lock, self._encoded, self._remembered = threading.RLock(), OrderedDict(), {}
 
     @contextmanager
     def hooks(

@@ -5,6 +5,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from avlens import knockout, patch, reweight
+from avlens.decoder import KeyValues
 from avlens.errors import BatchError, DecodingError
 from avlens.hooks import first_query_pos
 from avlens.inputs import AVInputs
@@ -199,3 +200,39 @@ def test_what_was_written_says_what_made_it():
     assert out.made_by["seed"] == 5 and out.made_by["temperature"] == 0.5 and out.made_by["max_new_tokens"] == 3
     assert out.made_by["prompts"][0]["question"] == "what do you hear ?"
     assert repr(out) == f"Generation({out.text!r})"
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni", "video_salmonn2_plus", "video_salmonn_o1"])
+def test_reading_on_from_a_part_of_a_prompt_is_reading_it(family):
+    model = tiny_model(family, seed=1)
+    long, short = model.prepare(tiny_clip(2.0), "what do you hear ?"), model.prepare(tiny_clip(1.0), "what ?")
+    whole = model.read(long)
+    for n in (1, len(long.tokens.media) // 2, len(long.tokens) - 1):
+        rest = model.read(long, whole.past.first(n))
+        assert_equal(rest.logits, whole.logits)
+        for layer in range(model.cfg.n_layers):
+            assert_equal(rest.past.layers[layer].values, whole.past.layers[layer].values)
+    both, batch = KeyValues(), AVInputs.batch([short, long])
+    both.fill([model.read(short).past, whole.past])
+    step = torch.tensor([[5], [7]])
+    read = model.read(batch)
+    assert_equal(model.advance(batch, step, both), model.advance(batch, step, read.past))
+
+
+def test_a_model_remembers_a_fact_of_its_weights_until_they_change():
+    model, asked = tiny_model(seed=1), []
+
+    def find():
+        asked.append(1)
+        return len(asked)
+
+    assert [model.remember("q", find) for _ in range(3)] == [1, 1, 1] and model.remember("other", find) == 2
+    with torch.no_grad():
+        model.blocks[0].mlp.W_in.add_(1)
+    assert [model.remember("q", find) for _ in range(2)] == [3, 3]
+    model.add_hook("blocks.0.hook_resid_pre", lambda x, hook: None)
+    assert [model.remember("q", find) for _ in range(2)] == [4, 5]
+    model.reset_hooks()
+    assert model.remember("q", find) == 3
+    model.forget_encodings()
+    assert model.remember("q", find) == 6

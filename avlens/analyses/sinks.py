@@ -79,7 +79,7 @@ class SinkDims:
 def find_sink_dims(
     model: Any, *, prompts: Iterable[str] = PROMPTS, ratio: float = 20.0, min_share: float = 0.5, at_most: int = 3
 ) -> SinkDims:
-    """The dimensions in which the first token of texts stands out, without any audio or video.
+    """The dimensions in which the first token of texts stands out, without any audio or video; a model remembers them.
 
     Args:
         model: A HookedAVModel.
@@ -88,9 +88,15 @@ def find_sink_dims(
         min_share: In more than what share of the layers it must do so.
         at_most: How many to keep.
     """
+    asked = (tuple(prompts), ratio, min_share, at_most)
+    found: SinkDims = model.remember(("sink dimensions", *asked), lambda: _find_sink_dims(model, *asked))
+    return found
+
+
+def _find_sink_dims(model: Any, texts: tuple[str, ...], ratio: float, min_share: float, at_most: int) -> SinkDims:
     n_layers = model.cfg.n_layers
     layers = tuple(range(2, n_layers - 1) if n_layers >= 6 else range(1, n_layers)) or (0,)
-    rows, texts = [], list(prompts)
+    rows = []
     for text in texts:
         _, cache = model.run_with_cache(model.prepare(text), names_filter=["resid_pre"])
         rows.append(torch.stack([_normalised(cache["resid_pre", layer][0, 0]).cpu() for layer in layers]))
@@ -99,7 +105,7 @@ def find_sink_dims(
     share, magnitude = stands_out.float().mean(0), size.mean(0)
     found = (share > min_share).nonzero()[:, 0]
     found = found[magnitude[found].argsort(descending=True)][:at_most]
-    made_by = model.made_by(prompts_of_text=texts, ratio=ratio, min_share=min_share)
+    made_by = model.made_by(prompts_of_text=list(texts), ratio=ratio, min_share=min_share)
     return SinkDims(found, magnitude[found], share[found], layers, made_by)
 
 

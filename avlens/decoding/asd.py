@@ -2,10 +2,11 @@
 
 ASD = sinks + modality dominance + reweighting, in two streams of one prompt:
 
-1. In a run of its own, without a user's hooks: find sinks, sink(N); score their modality dominance; split them by median
-   into uni and cross.
+1. Read the prompt, without a user's hooks, and in the same pass find sinks, sink(N); score their modality dominance; split
+   them by median into uni and cross.
 2. Calibrated stream: from block 6/28 of the depth on, rows after the media read (before the softmax)
-   s <- s + alpha |s| at cross sinks, s <- s - alpha |s| at uni sinks.
+   s <- s + alpha |s| at cross sinks, s <- s - alpha |s| at uni sinks. Up to there it is the original, whose keys and values
+   it takes: only the rows that read otherwise are read again.
 3. At each step t, a strength gamma_t from the attention A of the row that predicts t, mean over target layers and heads:
 
    rule           A of         weight w              gamma_t
@@ -32,6 +33,7 @@ cross sinks, gamma is 0: its logits are the original stream's, untouched.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,8 +46,9 @@ from avlens.analyses.dominance import Hubs
 from avlens.analyses.sinks import find_sink_dims
 from avlens.decoding.last_row import LastRow
 from avlens.errors import DecodingError
+from avlens.generation import Reading
 from avlens.hooks import Again, FwdHook, HookPoint, current_run, on_rows, stream_rows
-from avlens.hubs import find_hubs
+from avlens.hubs import hub_reductions, hubs_of
 from avlens.inputs import AVInputs
 from avlens.tokens import TokenMap, TokenSet
 
@@ -67,7 +70,7 @@ class ASD:
         readers: Which rows are edited: those after the media and all that are written, or, of the prompt, its last only.
         edit_layers: Blocks whose scores are edited; by default those from 6/28 of the depth on.
         target_layers: Blocks whose attention gamma is computed from; by default 18/28 to 26/28 of the depth.
-        sink_dims: Sink dimensions; by default found in the model's text-only pass, at each call.
+        sink_dims: Sink dimensions; by default found in the model's text-only pass, once.
         momentum: How much of gamma is the last step's, in [0, 1); by default 0, and 0.5 under the released rules.
         least_weight: The released rules' threshold on w.
         most_text: Their threshold on text; by default 0.5 for `released_new` and 0.4 for `released`.
@@ -87,24 +90,28 @@ class ASD:
     most_text: float | None = None
 
     def start(self, model: Any, inputs: AVInputs) -> "ASDRun":
-        """Find each prompt's sinks and split them.
+        """Read the prompts, find each one's sinks and split them, and read what the calibrated stream reads otherwise.
 
         Raises:
             DecodingError: If a setting is out of range.
         """
         self._check()
+        dims = tuple(find_sink_dims(model) if self.sink_dims is None else self.sink_dims)
+        original = [model.read(row, reductions=hub_reductions(row, dims)) for row in inputs]
+        hubs = [hubs_of(reading.cache, dims, n=self.n).hubs for reading in original]
+        return self.start_from(model, inputs, original, hubs)
+
+    def start_from(self, model: Any, inputs: AVInputs, original: Sequence[Reading], hubs: Sequence[Hubs]) -> "ASDRun":
+        """The same for prompts that were read, each by itself, and whose sinks were split."""
         depth = model.cfg.n_layers
         first, target = depth * 6 // 28, range(depth * 18 // 28, max(depth * 18 // 28 + 1, depth * 26 // 28))
-        dims = find_sink_dims(model).dims.tolist() if self.sink_dims is None else self.sink_dims
-        hubs = [find_hubs(model, row, dims, n=self.n).hubs for row in inputs]
-        return ASDRun(
-            method=self,
-            inputs=inputs,
-            hubs=hubs,
-            edit_layers=list(range(first, depth) if self.edit_layers is None else self.edit_layers),
-            last_row=LastRow(list(target if self.target_layers is None else self.target_layers)),
-            n_streams=2 if any(self.guides(one) for one in hubs) else 1,
-        )
+        edited = list(range(first, depth) if self.edit_layers is None else self.edit_layers)
+        watched = list(target if self.target_layers is None else self.target_layers)
+        run = ASDRun(self, inputs, list(hubs), edited, LastRow(watched), [original])
+        if any(self.guides(one) for one in hubs):
+            run.n_streams = 2
+            run.readings.append([run.calibrated(model, *row) for row in zip(inputs, original, hubs, strict=True)])
+        return run
 
     def guides(self, hubs: Hubs) -> bool:
         """Whether a prompt with these sinks is guided at all."""
@@ -147,9 +154,25 @@ class ASDRun:
     hubs: list[Hubs]
     edit_layers: list[int]
     last_row: LastRow
-    n_streams: int
+    readings: list[Sequence[Reading]]
+    n_streams: int = 1
     n_hooked: int = 1
     gammas: list[Tensor] = field(default_factory=list)
+    first_rows: list[Float[Tensor, "layer pos"]] = field(default_factory=list)
+
+    def hand_over(self) -> list[Sequence[Reading]]:
+        """The prompts as the streams read them, which are let go of here."""
+        readings, self.readings = self.readings, []
+        return readings
+
+    def calibrated(self, model: Any, prompt: AVInputs, original: Reading, hubs: Hubs) -> Reading:
+        """One prompt as the calibrated stream reads it: anew from the first row that is edited, the original before."""
+        edit, row = self._calibrate(prompt, [hubs]), LastRow(self.last_row.layers)
+        edits: list[FwdHook] = [(names.at("attn_scores", layer), edit) for layer in self.edit_layers]
+        before = original.past.first(min(int(edit.first_reader), len(prompt.tokens) - 1))
+        reading: Reading = model.read(prompt, before, fwd_hooks=edits + row.hooks())
+        self.first_rows.append(row.of(0, prompt.padding))
+        return reading
 
     def prompts(self, stream: int) -> AVInputs:  # noqa: ARG002
         """Both streams read the same prompts."""
@@ -160,7 +183,7 @@ class ASDRun:
         if self.n_streams == 1:
             return []
         original, calibrated = (stream_rows(stream, len(self.inputs)) for stream in (0, 1))
-        edit = self._calibrate()
+        edit = self._calibrate(self.inputs, self.hubs)
         edits = on_rows([(names.at("attn_scores", layer), edit) for layer in self.edit_layers], calibrated)
         return edits + on_rows(self.last_row.hooks(), calibrated if self.method.rule == "paper" else original)
 
@@ -185,15 +208,15 @@ class ASDRun:
             "target_layers": list(self.last_row.layers),
         }
 
-    def _calibrate(self) -> "Calibrate":
-        n, length = self.inputs.shape
+    def _calibrate(self, inputs: AVInputs, hubs: Sequence[Hubs]) -> "Calibrate":
+        n, length = inputs.shape
         change, first = torch.zeros(n, length), torch.zeros(n, dtype=torch.long)
-        for row, (hubs, pad) in enumerate(zip(self.hubs, self.inputs.padding.tolist(), strict=True)):
-            tokens = self.inputs.prompts[row].tokens
+        for row, (sinks, pad) in enumerate(zip(hubs, inputs.padding.tolist(), strict=True)):
+            tokens = inputs.prompts[row].tokens
             first[row] = _after_media(tokens) if self.method.readers == "after_media" else len(tokens) - 1
-            if self.method.guides(hubs):
-                change[row, hubs.cross.positions + pad] = self.method.alpha
-                change[row, hubs.uni.positions + pad] = -self.method.lowered
+            if self.method.guides(sinks):
+                change[row, sinks.cross.positions + pad] = self.method.alpha
+                change[row, sinks.uni.positions + pad] = -self.method.lowered
         return Calibrate(change, first)
 
     def _gamma(self) -> Float[Tensor, " batch"]:
@@ -207,7 +230,8 @@ class ASDRun:
         if not method.guides(hubs) or (first_token and method.rule != "paper"):
             return 0.0
         tokens = self.inputs.prompts[row].tokens
-        attention = self.last_row.of(row, self.inputs.padding).mean(0).cpu()
+        rows = self.first_rows[row] if first_token else self.last_row.of(row, self.inputs.padding)
+        attention = rows.mean(0).cpu()
         if method.rule == "paper":
             uni, cross = (float(attention[sinks.positions].mean()) for sinks in (hubs.uni, hubs.cross))
             return method.base * share(uni, cross)

@@ -1,14 +1,15 @@
 """Seconds per token of Adaptive Sink-guided Decoding beside vanilla decoding and the three streams of a naive form.
 
-    python tests/benchmarks/decoding.py [S [tokens [rounds]]]
+    python tests/benchmarks/decoding.py [--length 1024] [--tokens 48] [--rounds 5] [--width 512] [--dtype float32]
 
-12 layers, d_model 512, a prompt of S = 1024, 64 tokens, one thread, CPU seconds of interleaved rounds. A token's time leaves
-out the first one, which pays for the prompt; the prompt's own time is given beside it, for ASD with the pass that finds sinks.
+12 layers, one thread, CPU seconds of interleaved rounds. A token's time leaves out the first one, which pays for the prompt; the
+prompt's own time is given beside it, for ASD with all that it needs to find sinks.
 """
 
+import argparse
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -21,58 +22,87 @@ from avlens.decoding import ASD
 from avlens.decoding.asd import ASDRun
 from avlens.decoding.last_row import LastRow
 from avlens.hooks import FwdHook, on_rows, stream_rows
+from avlens.hubs import find_hubs, hub_reductions, hubs_of
 from avlens.interventions import reweight
+from avlens.testing import tiny_model
 from tests.benchmarks import workload
-
-ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Known:
     """ASD with sinks that are given, since the random model has none: every tenth media token, in turn uni and cross."""
 
-    naive: bool = False
+    def start(self, model, inputs):
+        original = [model.read(inputs, reductions=hub_reductions(inputs, workload.DIMS))]
+        hubs_of(original[0].cache, workload.DIMS)  # its cost belongs to the prompt's
+        return ASD().start_from(model, inputs, original, [given(inputs)])
+
+
+@dataclass(frozen=True)
+class Naive:
+    """The same in three streams that all read the prompt, after a run that finds sinks."""
 
     def start(self, model, inputs):
-        find = ASD(sink_dims=workload.DIMS).start(model, inputs)  # its cost belongs to the prompt's
-        media = inputs.tokens.media.positions.tolist()[::10]
-        hubs = Hubs(inputs.tokens.at(media[::2]), inputs.tokens.at(media[1::2]), inputs.tokens.at([]), "given")
-        run = NaiveRun if self.naive else ASDRun
-        return run(
-            ASD(), inputs, [hubs], find.edit_layers, LastRow(find.last_row.layers), n_streams=3 if self.naive else 2
-        )
+        find_hubs(model, inputs, workload.DIMS)
+        run = ASDRun(ASD(), inputs, [given(inputs)], list(range(2, 12)), LastRow(range(7, 11)), [])
+        return NaiveRun(run)
 
 
-class NaiveRun(ASDRun):
-    """Three streams: the loop's own, a copy of it whose whole attention is asked for, and one of chained reweightings."""
+@dataclass
+class NaiveRun:
+    """The loop's own stream, a copy of it whose whole attention is asked for, and one of chained reweightings."""
+
+    run: ASDRun
+    n_streams: int = 3
+    n_hooked: int = 1
+
+    def prompts(self, stream):
+        return self.run.inputs
 
     def hooks(self) -> list[FwdHook]:
-        hubs, tokens = self.hubs[0], self.inputs.tokens
+        hubs, tokens = self.run.hubs[0], self.run.inputs.tokens
         readers = tokens.at(range(int(tokens.media.positions.max()) + 1, len(tokens))) | tokens.generated
-        edits = reweight(readers, hubs.cross, 0.2, layers=self.edit_layers)
-        edits += reweight(readers, hubs.uni, -0.2, layers=self.edit_layers)
+        edits = reweight(readers, hubs.cross, 0.2, layers=self.run.edit_layers)
+        edits += reweight(readers, hubs.uni, -0.2, layers=self.run.edit_layers)
         whole = [(f"blocks.{i}.attn.hook_pattern", lambda x, hook: None) for i in range(12)]
-        watched = on_rows(self.last_row.hooks(), stream_rows(2, 1))
+        watched = on_rows(self.run.last_row.hooks(), stream_rows(2, 1))
         return on_rows(edits, stream_rows(2, 1)) + on_rows(whole, stream_rows(1, 1)) + watched
 
     def mix(self, logits, again):
-        return super().mix(logits[[0, 2]], again)
+        if not self.run.gammas:
+            self.run.first_rows.append(self.run.last_row.of(0, self.run.inputs.padding))
+        return replace(self.run, n_streams=2).mix(logits[[0, 2]], again)
+
+    def records(self):
+        return self.run.records()
 
 
-METHODS = {"vanilla": None, "ASD": Known(), "naive, 3 streams": Known(naive=True)}
+METHODS = {"vanilla": None, "ASD": Known(), "naive, 3 streams": Naive()}
 
 
-def seconds_per_token(
-    length: int = 1024, tokens: int = 64, rounds: int = ROUNDS
-) -> dict[str, list[tuple[float, float]]]:
+def given(inputs) -> Hubs:
+    """Every tenth media token, in turn uni and cross."""
+    media = inputs.tokens.media.positions.tolist()[::10]
+    return Hubs(inputs.tokens.at(media[::2]), inputs.tokens.at(media[1::2]), inputs.tokens.at([]), "given")
+
+
+def model_of(width: int, dtype: str):
+    """Twelve layers, d_head 64, a quarter as many key-value heads as heads."""
+    heads = width // 64
+    sizes = {"d_model": width, "n_heads": heads, "n_key_value_heads": heads // 4, "d_mlp": width * 11 // 4}
+    return tiny_model(seed=0, **(workload.SIZES | sizes)).to(getattr(torch, dtype))
+
+
+def seconds_per_token(model, length: int, tokens: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Of each method and round: CPU seconds of the first token, and of each later one."""
-    model = workload.model()
     inputs = workload.prompt(length, model)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
-    for _ in range(rounds):
+    for round_ in range(rounds + 1):  # the first warms up
         for name, method in METHODS.items():
             first = _timed(model, inputs, 1, method)
-            found[name].append((first, (_timed(model, inputs, tokens, method) - first) / (tokens - 1)))
+            later = (_timed(model, inputs, tokens, method) - first) / (tokens - 1)
+            if round_:
+                found[name].append((first, later))
     return found
 
 
@@ -82,11 +112,14 @@ def _timed(model, inputs, tokens: int, method) -> float:
     return time.process_time() - start
 
 
-def main(length: int = 1024, tokens: int = 64, rounds: int = ROUNDS) -> None:
+def main(options: argparse.Namespace) -> None:
     """Print one table row per method."""
-    found = seconds_per_token(length, tokens, rounds)
+    model = model_of(options.width, options.dtype)
+    weights = sum(p.numel() * p.element_size() for p in model.blocks.parameters()) / 2**20
+    found = seconds_per_token(model, options.length, options.tokens, options.rounds)
     print(
-        f"S = {length}, {tokens} tokens, 12 layers, d_model 512; median of {rounds} rounds, ratios to vanilla of the same round"
+        f"S = {options.length}, {options.tokens} tokens, 12 layers, d_model {options.width}, {options.dtype} "
+        f"({weights:.0f} MiB in blocks); median of {options.rounds} rounds, ratios to vanilla of the same round"
     )
     print("| method | prompt and first token, s | ratio | later token, ms | ratio (min to max) |")
     print("|---|---|---|---|---|")
@@ -99,4 +132,8 @@ def main(length: int = 1024, tokens: int = 64, rounds: int = ROUNDS) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in (("length", 1024), ("tokens", 48), ("rounds", 5), ("width", 512)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--dtype", default="float32")
+    main(parser.parse_args())

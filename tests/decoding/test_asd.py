@@ -33,15 +33,15 @@ def test_without_strength_it_is_vanilla_decoding(model, inputs, method):
     assert torch.equal(stock[:, inputs.shape[1] :], vanilla.tokens)
 
 
-def slowly(model, inputs, run, method, written, previous):
-    """gamma and mixed log-probabilities of the token after `written`, by two whole forward passes."""
+def slowly(model, inputs, run, method, written, previous, own=()):
+    """gamma and mixed log-probabilities of the token after `written`, by two whole forward passes, one with `own` hooks."""
     longer, hubs, n = inputs.with_answer(written), run.hubs[0], len(inputs.tokens)
     tokens, after = longer.tokens, int(inputs.tokens.media.positions.max()) + 1
     cross, uni = (tokens.at(list(sinks)) for sinks in (hubs.cross, hubs.uni))
     readers = tokens.at(range(after if method.readers == "after_media" else n - 1, len(tokens)))
     edits = reweight(readers, cross, method.alpha, layers=run.edit_layers)
     edits += reweight(readers, uni, -method.lowered, layers=run.edit_layers)
-    original, clean = model.run_with_cache(longer, names_filter=["pattern"])
+    original, clean = model.run_with_cache(longer, names_filter=["pattern"], fwd_hooks=own)
     calibrated, edited = model.run_with_cache(longer, names_filter=["pattern"], fwd_hooks=edits)
 
     def paid(cache, sinks):
@@ -59,7 +59,7 @@ def slowly(model, inputs, run, method, written, previous):
         )
         rule = {"released_new": gated, "released": faded}[method.rule]
         weight = float(u / (u + c)) if method.rule == "released_new" else float(c / (u + c))
-        most = 0.9 if method.most_text is not None else 0.4
+        most = 0.4 if method.most_text is None else method.most_text
         gamma = 0.5 * previous + 0.5 * rule(weight, text, method.base, least_weight=method.least_weight, most_text=most)
     first, second = original[0, -1].log_softmax(-1), calibrated[0, -1].log_softmax(-1)
     return gamma, gamma * second + (1 - gamma) * first
@@ -83,6 +83,35 @@ def test_each_step_is_the_formula_by_two_whole_passes(model, inputs, method):
         assert out.records["gamma"][0, step].item() == pytest.approx(gamma, rel=1e-3, abs=1e-6)
         assert_equal(steps[0, step].log_softmax(-1), mixed.log_softmax(-1), 1e-4)
     assert gamma > 0
+
+
+@pytest.mark.parametrize("rule", ["paper", "released_new"])
+def test_under_a_users_hooks_only_the_original_stream_is_edited(model, inputs, rule):
+    method = ASD(alpha=0.8, rule=rule, least_weight=0.0, most_text=1.0)
+
+    def own(tokens):
+        return reweight(tokens.at(list(inputs.tokens.audio)), tokens.at(list(inputs.tokens.video)), 0.7)
+
+    out, steps = scores_of(model, inputs, 3, method, fwd_hooks=own(inputs.tokens))
+    run, gamma = method.start(model, inputs), None
+    for step in range(3):
+        written = out.tokens[0, :step]
+        edits = own(inputs.with_answer(written).tokens)
+        gamma, mixed = slowly(model, inputs, run, method, written, gamma, edits)
+        assert out.records["gamma"][0, step].item() == pytest.approx(gamma, rel=1e-3, abs=1e-6)
+        assert_equal(steps[0, step].log_softmax(-1), mixed.log_softmax(-1), 1e-4)
+
+
+@pytest.mark.parametrize(("readers", "again"), [("after_media", None), ("last", 1)])
+def test_the_prompt_is_read_once_and_only_what_reads_otherwise_again(model, inputs, readers, again):
+    rows, after = [], len(inputs.tokens) - 1 - int(inputs.tokens.media.positions.max())
+    model.generate(inputs, 1, decoding=ASD())  # finds the sink dimensions, which the model remembers
+    counted = model.blocks[0].attn.q_proj.register_forward_hook(lambda module, x, out: rows.append(out.shape[1]))
+    try:
+        model.generate(inputs, 3, decoding=ASD(readers=readers), eos_token_id=None)
+    finally:
+        counted.remove()
+    assert rows == [len(inputs.tokens), again or after, 1, 1]
 
 
 def test_the_released_rules_by_hand():
