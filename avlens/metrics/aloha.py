@@ -118,7 +118,8 @@ def aloha(
     compare = OverlapEmbedder() if embed is None else embed
     targets = tuple(tuple(take(caption, reference=False)) for caption in captions)
     refs = tuple(tuple(one for text in texts for one in take(text, reference=True)) for texts in references)
-    scored = [_scored(t, r, compare, aggregate, released, max_choices) for t, r in zip(targets, refs, strict=True)]
+    known = _embedded_once(compare, [*targets, *refs])
+    scored = [_scored(t, r, known, aggregate, released, max_choices) for t, r in zip(targets, refs, strict=True)]
     scores = np.array([score for score, _problem in scored], dtype=np.float64)
     mean = bootstrap_mean(100 * scores, seed=seed)
     return Aloha(scores, targets, refs, tuple(problem for _score, problem in scored), mean, aggregate, released)
@@ -281,7 +282,7 @@ def sentence_embedder(name: str = "all-mpnet-base-v2") -> Embedder:
     """A sentence-transformers model, ALOHa's own by default; a name that is no local folder is downloaded.
 
     Raises:
-        MetricError: If sentence-transformers is not installed.
+        MetricError: If sentence-transformers is not installed, or there is no such model.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -289,10 +290,17 @@ def sentence_embedder(name: str = "all-mpnet-base-v2") -> Embedder:
         raise MetricError(
             f"the embedder {name!r} needs sentence-transformers, which is not installed. Install avlens[metrics]."
         ) from error
-    model = SentenceTransformer(name)
+    try:
+        model = SentenceTransformer(name)
+    except (OSError, ValueError) as error:
+        raise MetricError(
+            f"there is no sentence-transformers model {name!r} here, and none could be downloaded ({error}). Pass the folder of "
+            "one, or a name of the hub."
+        ) from error
 
     def embed(texts: Sequence[str]) -> Float[np.ndarray, "text d"]:
-        return np.asarray(model.encode(list(texts), normalize_embeddings=True), dtype=np.float64)
+        vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float64)
 
     return embed
 
@@ -305,6 +313,13 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]]) -> None
     for one in references:
         if isinstance(one, str):
             raise MetricError(f"a reference is the text {one!r}. Pass a list of texts, such as [{one!r}].")
+
+
+def _embedded_once(embed: Embedder, texts: Sequence[Sequence[Alternatives]]) -> Embedder:
+    """The same for the names in these texts, all embedded in one call."""
+    names = sorted({name for objects in texts for one in objects for name in one})
+    vectors = dict(zip(names, embed(names), strict=True)) if names else {}
+    return lambda some: np.stack([vectors[name] for name in some])
 
 
 def _scored(

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,3 +138,58 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MetricError, match=r"Install avlens\[metrics\]"):
         sentence_embedder()
+
+
+@pytest.fixture(scope="module")
+def sentence_model(tmp_path_factory):
+    """A sentence-transformers model as one is saved: a tiny random BERT, mean-pooled."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    letters = [chr(97 + i) for i in range(26)]
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)])
+    )
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=57, **sizes)).save_pretrained(folder)
+    bert = modules.Transformer(str(folder))
+    whole = tmp_path_factory.mktemp("sentences")
+    SentenceTransformer(modules=[bert, modules.Pooling(16, "mean")], device="cpu").save(str(whole))
+    return whole
+
+
+@pytest.mark.filterwarnings("default")  # of other packages
+def test_a_sentence_transformers_model_compares_objects(sentence_model):
+    from sentence_transformers import SentenceTransformer
+
+    embed = sentence_embedder(str(sentence_model))
+    vectors = embed(["dog", "train", "dog"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
+    raw = SentenceTransformer(str(sentence_model), device="cpu").encode(["dog", "train"])
+    want = float(raw[0] @ raw[1] / np.linalg.norm(raw[0]) / np.linalg.norm(raw[1]))
+    assert vectors[0] @ vectors[1] == pytest.approx(want, abs=1e-5) and want < 0.999
+    result = aloha(["A dog.", "A train and a dog."], [["a dog"], ["a dog"]], embed=embed)
+    assert result.scores.tolist() == [pytest.approx(1.0, abs=1e-6), 0.0]
+    assert aloha(["A train."], [["a dog"]], embed=embed).scores[0] == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_sentence_model_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MetricError, match="Pass the folder of one"):
+        sentence_embedder(str(tmp_path / "nothing"))
+
+
+def test_a_corpus_is_embedded_in_one_call():
+    calls, plain = [], OverlapEmbedder()
+    aloha(
+        ["A dog.", "A cat and a dog."],
+        [["a dog"], ["a bell"]],
+        embed=lambda texts: calls.append(list(texts)) or plain(texts),
+    )
+    assert calls == [["bell", "cat", "dog"]]
