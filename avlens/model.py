@@ -254,6 +254,17 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             raise PromptError(f"{text!r} is {len(ids)} tokens: {pieces}. Pass a text that is one token.")
         return int(ids[0])
 
+    def to_first_tokens(self, word: str) -> tuple[int, ...]:
+        """The ids of the tokens that a word may begin with: without and with a space in front.
+
+        Raises:
+            PromptError: If the word is empty.
+        """
+        if not word.strip():
+            raise PromptError("a word is empty. Pass one such as 'bell', or a letter.")
+        forms = (word.strip(), " " + word.strip())
+        return tuple(sorted({self.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms}))
+
     def to_str_tokens(self, text: str) -> list[str]:
         """Text as the strings of its tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

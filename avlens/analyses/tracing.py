@@ -19,7 +19,7 @@ Differs from the released code, which denoises only and takes P at its maximum o
 than a letter. Its site `before_attn` is `ln1.normalized` here; at all layers that equals `resid_pre`, the default.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -265,7 +265,7 @@ class _Tracer:
         if answers is None:
             answers = (model.to_string(torch.tensor(firsts[0])), model.to_string(torch.tensor(firsts[1])))
         else:
-            words = (_first_tokens(model, answers[0]), _first_tokens(model, answers[1]))
+            words = (model.to_first_tokens(answers[0]), model.to_first_tokens(answers[1]))
             if set(words[0]) & set(words[1]):
                 raise PromptError(
                     f"the answers {answers[0]!r} and {answers[1]!r} begin with the same token. Pass two that differ."
@@ -316,18 +316,6 @@ def _check(clean: AVInputs, corrupt: AVInputs, direction: str, step: str) -> Non
         raise PromptError(
             f"direction is {direction!r} and step {step!r}. Pass 'denoise' or 'noise', and 'first' or 'max'."
         )
-
-
-def _first_tokens(model: Any, word: str) -> tuple[int, ...]:
-    """The first tokens of a word without and with a space in front."""
-    ids = {model.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in _forms(word)}
-    return tuple(sorted(ids))
-
-
-def _forms(word: str) -> Iterable[str]:
-    if not word.strip():
-        raise PromptError("an answer is empty. Pass a word for the clean and one for the corrupted answer.")
-    return word.strip(), " " + word.strip()
 
 
 def _effects(patched: Tensor, clean: Tensor, corrupt: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
