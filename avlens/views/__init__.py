@@ -22,12 +22,15 @@ from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
 from avlens.views.dominance import plot_dominance
 from avlens.views.dynamics import plot_dynamics
+from avlens.views.explorer import PatchExplorer
 from avlens.views.head_dominance import plot_head_dominance
 from avlens.views.hubs import plot_hubs
 from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.lens import plot_lens
 from avlens.views.page import View
+from avlens.views.patch_grid import plot_patch_grid
+from avlens.views.patching import PatchGrid
 from avlens.views.report import Section, report
 from avlens.views.shift import plot_shift
 from avlens.views.shift_table import plot_shift_table
@@ -37,7 +40,7 @@ from avlens.views.timeline import timeline
 from avlens.views.trace import plot_trace
 from avlens.views.trace_table import plot_trace_table
 
-__all__ = ["Section", "View", "attention", "attention_full", "plot", "report", "timeline"]
+__all__ = ["PatchExplorer", "Section", "View", "attention", "attention_full", "plot", "report", "timeline"]
 
 
 @singledispatch
@@ -63,6 +66,7 @@ plot.register(LayerTrace)(plot_layer_trace)
 plot.register(LogitLens)(plot_lens)
 plot.register(ModalityDominance)(plot_dominance)
 plot.register(ShiftTable)(plot_shift_table)
+plot.register(PatchGrid)(plot_patch_grid)
 plot.register(SinkDims)(plot_sink_dims)
 plot.register(Sinks)(plot_sinks)
 plot.register(TokenShift)(plot_shift)
