@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.errors import MetricError, PromptError
 from avlens.inputs import AVInputs
 from avlens.metrics.effects import Interval, bootstrap_mean
@@ -90,6 +91,9 @@ class TokenShift:
     def __repr__(self) -> str:
         counts = ", ".join(f"{self.shifts.count(shift)} {shift}" for shift in SHIFTS)
         return f"TokenShift({len(self.tokens)} tokens: {counts}; mean KL {float(self.kl.mean()):.3f} nats)"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def token_distribution_shift(
@@ -180,6 +184,9 @@ class ShiftTable:
 
     def __repr__(self) -> str:
         return self.to_frame().to_string(float_format=lambda x: f"{x:.3f}")
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def shift_table(
