@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from avlens import display
 from avlens.cache import AVCache, Reduction
 from avlens.errors import PositionError
 from avlens.groups import token_groups
@@ -91,6 +92,9 @@ class AttentionMass:
     def __repr__(self) -> str:
         shown = f"{', '.join(self.queries)} -> {', '.join(self.keys)}"
         return f"AttentionMass({shown}; {len(self.layers)} layers, {self.mass.shape[-1]} heads)"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def attention_by_group(

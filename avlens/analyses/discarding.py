@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from avlens import display
 from avlens.decoder import KeyValues
 from avlens.edges import Edge, named
 from avlens.engine import sweep
@@ -96,6 +97,9 @@ class Discarding:
 
     def __repr__(self) -> str:
         return f"Discarding({', '.join(self.plans)}; {self.p.shape[1]} prompts)"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def leaves_at(flow: Any, group: str, *, tolerance: float | int = 1.0) -> int | None:

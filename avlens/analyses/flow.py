@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from avlens import display
 from avlens.edges import Cut, Edge, Groups, Match, Sweep, groups_of, layer_spans, refuse_unknown
 from avlens.engine import sweep as run_edits
 from avlens.errors import PromptError
@@ -173,6 +174,9 @@ class InformationFlow:
             f"InformationFlow({len(self.edges)} edges, {len(self.layers)} layers, {len(self.p_base)} prompts: {said})"
         )
 
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.made_by)
+
 
 @dataclass(frozen=True, eq=False)
 class HeadFlow:
@@ -198,6 +202,9 @@ class HeadFlow:
         """Mean change by layer and head."""
         means = self.change.nanmean(-1)
         return pd.DataFrame(means.numpy(), index=pd.Index(self.layers, name="layer"), columns=range(means.shape[1]))
+
+    def _repr_html_(self) -> str:
+        return display.table("HeadFlow", self.to_frame(), self.made_by)
 
 
 def information_flow(
