@@ -318,7 +318,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         Args:
             inputs: What `prepare` returned, or bare token ids of text.
             attn: Which attention runs; by default the model's.
-            grad: Whether to build a graph, so that gradients of activations can be taken.
+            grad: Whether to build a graph, so that gradients of activations can be taken. It begins at `hook_embed` unless
+                weights before that require gradients; weights by default never do.
             logits_at: Positions to unembed; the others cost nothing then.
         """
         with self._alone(grad=grad):
@@ -632,10 +633,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         return merged, _additions(embeds, rows, columns, values)
 
     def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "level media_pos d_model"]:
-        """An encoder's output, from the store unless someone looks inside or wants gradients."""
+        """An encoder's output, from the store unless someone looks inside or wants gradients of its weights."""
         point: HookPoint = getattr(self, f"hook_{media.modality.name.lower()}_embed")
         encoders = {name: getattr(self, name) for name in self.stock.encoders}
-        inside = grad or watched(point) or any(encoder.watched for encoder in encoders.values())
+        learns = grad and any(weight.requires_grad for one in encoders.values() for weight in one.parameters())
+        inside = learns or watched(point) or any(encoder.watched for encoder in encoders.values())
         if inside:
             levels = self.family.encode(encoders, media)
             entering: Tensor = point(levels[:1])

@@ -186,7 +186,7 @@ def logit_lens(
     _check(model, chosen, site, k, words)
     wanted = list(range(model.cfg.n_layers)) if layers == "all" else names.checked_layers(layers)
     last = _last_stream(model, inputs, chosen, fwd_hooks) if divergence else None
-    forms = [_forms(model, word) for word in words]
+    forms = [model.to_first_tokens(word) for word in words]
     readers = [_Reader(model, chosen, layer, lens, norm, k, forms, last) for layer in wanted]
     hooks: list[FwdHook] = [(names.at(site, reader.layer), reader) for reader in readers]
     model.run_with_hooks(inputs, [*fwd_hooks, *hooks], logits_at=inputs.tokens.last)
@@ -360,12 +360,6 @@ def _check(model: Any, tokens: TokenSet, site: str, k: int, words: Sequence[str]
         )
     if isinstance(words, str) or any(not word.strip() for word in words):
         raise PromptError(f"words is {words!r}. Pass a list of words, such as ['dog'].")
-
-
-def _forms(model: Any, word: str) -> tuple[int, ...]:
-    """The first tokens of a word without and with a space in front."""
-    forms = (word.strip(), " " + word.strip())
-    return tuple(sorted({model.tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in forms}))
 
 
 def _last_stream(

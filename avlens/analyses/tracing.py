@@ -31,13 +31,13 @@ from tqdm.auto import tqdm
 
 from avlens import display, names
 from avlens.cache import AVCache
+from avlens.contrast import Direction, check_pair
 from avlens.errors import LayerError, PromptError
 from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
 from avlens.interventions import patch
 from avlens.tokens import TokenSet
 
-Direction = Literal["denoise", "noise"]
 Step = Literal["first", "max"]
 
 _NO_EFFECT = 1e-6
@@ -307,11 +307,7 @@ class _Tracer:
 
 
 def _check(clean: AVInputs, corrupt: AVInputs, direction: str, step: str) -> None:
-    if clean.prompt.tokens.layout != corrupt.prompt.tokens.layout or not torch.equal(clean.ids, corrupt.ids):
-        raise PromptError(
-            f"the clean prompt ({clean.tokens!r}) and the corrupted one ({corrupt.tokens!r}) must have the same layout and "
-            "text. Corrupt the clip with silenced(), blanked(), noised() or with_audio_of(), and ask the same question."
-        )
+    check_pair(clean, corrupt)
     if direction not in ("denoise", "noise") or step not in ("first", "max"):
         raise PromptError(
             f"direction is {direction!r} and step {step!r}. Pass 'denoise' or 'noise', and 'first' or 'max'."

@@ -11,9 +11,10 @@ from avlens.interventions.knockout import (
     random_pairs,
 )
 from avlens.interventions.patch import patch
+from avlens.interventions.path_patch import open_path, path_patch
 from avlens.interventions.reweight import reweight
 
 __all__ = [
-    "ablate", "discard", "fastv", "knockout", "knockout_across", "knockout_pairs", "knockout_types", "patch",
-    "random_keys", "random_pairs", "reweight",
+    "ablate", "discard", "fastv", "knockout", "knockout_across", "knockout_pairs", "knockout_types", "open_path",
+    "patch", "path_patch", "random_keys", "random_pairs", "reweight",
 ]  # fmt: skip

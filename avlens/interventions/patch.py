@@ -22,6 +22,9 @@ from avlens.errors import HookError, LayerError, PositionError
 from avlens.hooks import FwdHook, HookPoint, query_positions, rows_of
 from avlens.tokens import TokenSet
 
+WITH_HEADS = ("z", "q", "k", "v", "rot_q", "rot_k", "result")
+"""Activations that have heads; `k`, `v` and `rot_k` have key-value heads."""
+
 
 @dataclass(frozen=True, eq=False)
 class Patch:
@@ -31,11 +34,13 @@ class Patch:
         tokens: Where; positions that the run does not compute now are left out.
         values: One row per token, in the set's order.
         name: The activation they come from.
+        heads: Heads to write, of an activation that has them; all if None.
     """
 
     tokens: TokenSet
     values: Float[Tensor, "token *rest"]
     name: str
+    heads: tuple[int, ...] | None = None
 
     def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"]:
         """A copy of `x` with the values in place."""
@@ -47,8 +52,16 @@ class Patch:
         positions, rows = query_positions(hook, x), rows_of(hook, self.tokens).to(x.device)
         hits = (self.tokens.holds(positions) & rows[:, None]).expand(x.shape[:2])
         edited = x.clone()
-        edited[hits] = self.values.to(x.device, x.dtype)[self._token_at(positions).expand(x.shape[:2])[hits]]
+        values = self.values.to(x.device, x.dtype)[self._token_at(positions).expand(x.shape[:2])[hits]]
+        edited[hits] = values if self.heads is None else self._in_heads(x[hits], values)
         return edited
+
+    def _in_heads(self, x: Float[Tensor, "hit head d_head"], values: Float[Tensor, "hit head d_head"]) -> Tensor:
+        if wrong := [head for head in self.heads or () if not 0 <= head < x.shape[1]]:
+            raise PositionError(f"there is no head {wrong[0]}: {self.name} has {x.shape[1]} (0 to {x.shape[1] - 1}).")
+        chosen = list(self.heads or ())
+        x[:, chosen] = values[:, chosen]
+        return x
 
     def _token_at(self, positions: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
         """Which of the tokens stands at each position; anything where none does."""
@@ -61,7 +74,14 @@ class Patch:
         return f"Patch({self.name} at {self.tokens!r})"
 
 
-def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", site: str = "resid_pre") -> list[FwdHook]:
+def patch(
+    cache: AVCache,
+    tokens: TokenSet,
+    *,
+    layers: names.Layers = "all",
+    site: str = "resid_pre",
+    heads: Sequence[int] | None = None,
+) -> list[FwdHook]:
     """Hooks that write the activations of `cache` at `tokens` into a run on a prompt of the same layout.
 
     Args:
@@ -69,10 +89,11 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         tokens: Positions to patch, in the prompt.
         layers: Blocks to patch, 0-based; `"all"` means those that the cache holds.
         site: Short name of an activation with positions second: `resid_pre`, `ln1.normalized`, `k`, `attn_out`, ...
+        heads: Heads to patch, 0-based, of an activation that has them (`z`, `q`, `k`, `v`, ...); all by default.
 
     Raises:
         BatchError: If the cache holds several prompts, or none with a batch axis.
-        HookError: If `site` has no position axis to patch.
+        HookError: If `site` has no position axis to patch, or no heads.
         LayerError: If the cache does not hold `site` in one of `layers`.
         PositionError: If `tokens` belongs to a prompt of another layout than the cache.
     """
@@ -80,6 +101,8 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         raise HookError(
             f"{site} has no axis of positions that could be patched. Use knockout or reweight for attention."
         )
+    if heads is not None and site not in WITH_HEADS:
+        raise HookError(f"{site} has no heads. Patch one of {', '.join(WITH_HEADS)}, or leave heads away.")
     cache.require_batch_axis()
     held = cache.layers(site)
     chosen = _chosen(site, layers, held, cache)
@@ -93,10 +116,9 @@ def patch(cache: AVCache, tokens: TokenSet, *, layers: names.Layers = "all", sit
         )
     hooks: list[FwdHook] = []
     for layer in chosen:
-        values = cache[site, layer][0]
-        hooks.append(
-            (names.at(site, layer), Patch(tokens, values[tokens.positions.to(values.device)], names.at(site, layer)))
-        )
+        values, name = cache[site, layer][0], names.at(site, layer)
+        edit = Patch(tokens, values[tokens.positions.to(values.device)], name, None if heads is None else tuple(heads))
+        hooks.append((name, edit))
     return hooks
 
 

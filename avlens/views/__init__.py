@@ -11,15 +11,21 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from avlens.analyses.attribution import LogitAttribution
+from avlens.analyses.attribution_patching import PatchingEffects
 from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
 from avlens.analyses.dynamics import AttentionDynamics
 from avlens.analyses.logit_lens import LatentUnderstanding, LogitLens
+from avlens.analyses.paths import PathEffects
 from avlens.analyses.shift import ShiftTable, TokenShift
 from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
+from avlens.analyses.transport import Transport
 from avlens.errors import ViewError
 from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
+from avlens.views.attribution import plot_attribution
+from avlens.views.compare import compare
 from avlens.views.dominance import plot_dominance
 from avlens.views.dynamics import plot_dynamics
 from avlens.views.explorer import PatchExplorer
@@ -29,8 +35,10 @@ from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.lens import plot_lens
 from avlens.views.page import View
+from avlens.views.patch_effects import plot_patching
 from avlens.views.patch_grid import plot_patch_grid
 from avlens.views.patching import PatchGrid
+from avlens.views.paths import plot_paths
 from avlens.views.report import Section, report
 from avlens.views.shift import plot_shift
 from avlens.views.shift_table import plot_shift_table
@@ -39,8 +47,9 @@ from avlens.views.sinks import plot_sinks
 from avlens.views.timeline import timeline
 from avlens.views.trace import plot_trace
 from avlens.views.trace_table import plot_trace_table
+from avlens.views.transport import plot_transport
 
-__all__ = ["PatchExplorer", "Section", "View", "attention", "attention_full", "plot", "report", "timeline"]
+__all__ = ["PatchExplorer", "Section", "View", "attention", "attention_full", "compare", "plot", "report", "timeline"]
 
 
 @singledispatch
@@ -63,11 +72,15 @@ plot.register(HeadDominance)(plot_head_dominance)
 plot.register(Hubs)(plot_hubs)
 plot.register(LatentUnderstanding)(plot_latent)
 plot.register(LayerTrace)(plot_layer_trace)
+plot.register(LogitAttribution)(plot_attribution)
 plot.register(LogitLens)(plot_lens)
 plot.register(ModalityDominance)(plot_dominance)
+plot.register(PatchingEffects)(plot_patching)
+plot.register(PathEffects)(plot_paths)
 plot.register(ShiftTable)(plot_shift_table)
 plot.register(PatchGrid)(plot_patch_grid)
 plot.register(SinkDims)(plot_sink_dims)
 plot.register(Sinks)(plot_sinks)
 plot.register(TokenShift)(plot_shift)
 plot.register(TraceTable)(plot_trace_table)
+plot.register(Transport)(plot_transport)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avlens.analyses.tracing import Direction
+from avlens.contrast import Direction
 from avlens.errors import AVLensError, ViewError
 from avlens.inputs import AVInputs
 from avlens.media import Clip

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from avlens import display, names
-from avlens.analyses.tracing import Direction
 from avlens.cache import AVCache
+from avlens.contrast import Direction
 from avlens.engine import sweep
 from avlens.errors import LayerError, PromptError, ViewError
 from avlens.hooks import FwdHook

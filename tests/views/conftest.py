@@ -2,12 +2,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from avlens.analyses.attribution import direct_logit_attribution
+from avlens.analyses.attribution_patching import attribution_patching, exact_patching
 from avlens.analyses.dominance import head_dominance, modality_dominance, split_sinks
 from avlens.analyses.dynamics import attention_dynamics
 from avlens.analyses.logit_lens import latent_understanding, logit_lens
+from avlens.analyses.paths import path_patching
 from avlens.analyses.shift import shift_table, token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
+from avlens.analyses.transport import transport
 from avlens.tables import trace_table
 from avlens.testing import tiny_clip, tiny_model
 
@@ -28,6 +32,9 @@ def run():
         "sinks in video": tokens.at(tokens.video.positions[:3].tolist()),
     }
     shift = token_distribution_shift(model, inputs, silent, answer="a <b>red</b> dog", words=["red"])
+    two = {"clean": inputs, "corrupt": silent, "answers": ("dog", "rain")}
+    named = {"<audio>": tokens.audio, "video": tokens.video}
+    patching = {site: attribution_patching(model, **two, groups=named, site=site) for site in ("resid_pre", "z")}
     lens = logit_lens(model, inputs, tokens.audio)
     return SimpleNamespace(
         model=model,
@@ -43,6 +50,15 @@ def run():
         heads=head_dominance(cache, sinks.tokens & tokens.media),
         dynamics=attention_dynamics(model, inputs, sets, max_new_tokens=6),
         table=trace_table([trace, trace], n_draws=50),
+        attribution=direct_logit_attribution(model, inputs),
+        patching=patching["resid_pre"],
+        by_head=patching["z"],
+        exact=exact_patching(model, **two, groups=named, site="z", by_head=True),
+        paths=path_patching(
+            model, **two, edges=["<audio> -> video", "video -> last"], groups=named | {"last": tokens.last}
+        ),
+        windows=path_patching(model, **two, edges=["audio -> last"], window=1),
+        transport=transport(model, **two),
         lens=lens,
         latent=latent_understanding([lens, lens], [{"bell"}, {"drum"}]),
         shift=shift,

@@ -7,7 +7,7 @@ import torch
 from avlens.analyses.sinks import find_sinks
 from avlens.errors import ViewError
 from avlens.tokens import Modality
-from avlens.views import plot
+from avlens.views import compare, plot
 from avlens.views.dominance import plot_dominance
 from avlens.views.style import COLOURS, origin
 
@@ -36,7 +36,9 @@ def test_every_result_has_a_picture_that_cannot_upload(run, result):
     fig.to_json()
 
 
-@pytest.mark.parametrize("result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics", "shift", "lens"])
+@pytest.mark.parametrize(
+    "result", ["sinks", "mds", "trace", "hubs", "layers", "heads", "dynamics", "shift", "lens", "patching", "transport"]
+)
 def test_pictures_say_what_was_asked_of_which_model(run, result):
     note = plot(getattr(run, result)).layout.title.subtitle.text
     assert "what do you hear ?" in note and (result == "hubs" or "tiny-qwen2_5_omni-0" in note)
@@ -199,3 +201,24 @@ def test_a_lens_with_many_tokens_tells_its_words_on_hovering_only(run):
     many = plot(run.lens).data[0]
     assert few.texttemplate and len(run.lens.tokens) > 40 and many.texttemplate is None
     assert len(few.text[0]) == 3 and len(many.customdata[0]) == len(run.lens.tokens)
+
+
+def test_shares_of_the_total_effect_are_what_is_drawn(run):
+    drawn = plot(run.patching).data[0]
+    assert torch.allclose(torch.tensor(drawn.z).double(), run.patching.shares.double(), atol=1e-6)
+    assert all("<audio>" not in name for name in drawn.x)
+    assert len(plot(run.by_head).data) == 2 and len(plot(run.transport).data) == len(run.transport.edges)
+
+
+def test_bars_of_an_attribution_add_up_to_the_logit(run):
+    fig = plot(run.attribution)
+    found = run.attribution
+    rest = found.embed + found.unembed_bias + float(found.bias.sum() + found.added.sum())
+    assert sum(sum(bar.y) for bar in fig.data) + rest == pytest.approx(found.logit, abs=1e-4)
+
+
+def test_an_estimate_is_compared_with_what_was_run(run):
+    fig = compare(run.by_head, run.exact)
+    assert "Spearman" in fig.layout.title.text and len(fig.data[1].x) == run.by_head.heads.numel()
+    with pytest.raises(ViewError, match="cannot be compared"):
+        compare(run.by_head, run.transport)
