@@ -19,6 +19,10 @@ from torch import Tensor
 CHUNK_BYTES = 8 * 2**20
 """How large the scores of one chunk of query rows may be, in fp32."""
 
+CHUNK_ROWS = {"cpu": 128}
+"""How many query rows the fused kernel takes at once where some of the keys are hidden: keys after the last of them cost
+nothing then. Kernels of other devices need more rows to be busy."""
+
 Edit = Callable[[Tensor], Tensor]
 
 
@@ -34,6 +38,25 @@ def fused(
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def fused_in_chunks(
+    q: Float[Tensor, "batch head query_pos d_head"],
+    k: Float[Tensor, "batch key_value_head key_pos d_head"],
+    v: Float[Tensor, "batch key_value_head key_pos d_head"],
+    visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
+    query_index: Int[Tensor, " query_pos"],
+    key_index: Int[Tensor, " key_pos"],
+) -> Float[Tensor, "batch head query_pos d_head"]:
+    """The same for rows and keys at any ascending positions, some rows at a time."""
+    n = CHUNK_ROWS.get(q.device.type, 1024)
+    if q.shape[2] <= n:
+        return fused(q, k, v, visible, causal=False)
+    parts = []
+    for chunk, seen, index in zip(q.split(n, dim=2), visible.split(n, dim=2), query_index.split(n), strict=True):
+        end = int(torch.searchsorted(key_index, index[-1], right=True))
+        parts.append(fused(chunk, k[:, :, :end], v[:, :, :end], seen[..., :end], causal=False))
+    return torch.cat(parts, dim=2)
 
 
 def explicit(

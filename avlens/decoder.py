@@ -14,7 +14,7 @@ unless someone listens at the scores or the pattern of that very layer.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Real
@@ -129,6 +129,15 @@ class KeyValues(DynamicCache):  # type: ignore[misc]
             self.extend(layer, k, v, torch.arange(self.seen))
 
 
+@runtime_checkable
+class Past(Protocol):
+    """Keys and values that the rows of a pass may read beside their own."""
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, index: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Given the rows' own of a layer and their tensor positions: all that may be read, in ascending order."""
+        ...
+
+
 @dataclass
 class Pass:
     """One forward pass through the blocks: where it stands, and what its geometry needs.
@@ -140,53 +149,70 @@ class Pass:
         past: Keys and values of earlier passes, which this one extends.
         mode: Which attention to use.
         additions: What is added to the stream before the second block, the third, ...
+        asked: Tensor positions of the rows that the next block computes beyond their keys and values; all by default.
     """
 
     run: Run
     cos: Float[Tensor, "batch pos 1 d_head"]
     sin: Float[Tensor, "batch pos 1 d_head"]
-    past: KeyValues | None
+    past: Past | None
     mode: AttentionMode
     additions: tuple[Float[Tensor, "batch pos d_model"], ...] = ()
-    visible: Tensor | None = field(default=None, init=False)
+    asked: Int[Tensor, " asked"] | None = None
+    visible: tuple[Tensor, tuple[Tensor, Tensor]] | None = field(default=None, init=False)
+    going_on: Int[Tensor, " asked"] | None = field(default=None, init=False)
 
     def to(self, device: torch.device) -> None:
         """Follow the blocks to another device."""
         if self.cos.device != device:
-            self.cos, self.sin, self.visible = self.cos.to(device), self.sin.to(device), None
+            self.cos, self.sin = self.cos.to(device), self.sin.to(device)
 
     def drop(self) -> None:
         """Let go of the rows that an edit discarded."""
         keep, self.run.keep = self.run.keep, None
         if keep is not None:
-            self.cos, self.sin, self.visible = self.cos[:, keep], self.sin[:, keep], None
+            self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
             self.additions = tuple(addition[:, keep.to(addition.device)] for addition in self.additions)
+
+    def ask(self, x: Tensor) -> Tensor:
+        """Of the rows whose keys and values were read, those that go on."""
+        if self.asked is None:
+            return x
+        self.going_on = torch.isin(self.run.query_index, self.asked).nonzero()[:, 0]
+        self.run.query_index = self.run.query_index[self.going_on]
+        self.cos, self.sin = self.cos[:, self.going_on], self.sin[:, self.going_on]
+        return x[:, self.going_on]
+
+    def asked_of(self, x: Tensor) -> Tensor:
+        """The same rows of the stream; the next block computes all again."""
+        rows, self.going_on, self.asked = self.going_on, None, None
+        return x if rows is None else x[:, rows]
 
     def read(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values that the rows may read in a layer, which the run then tells its hooks."""
         if self.past is None:
             self.run.key_index = self.run.query_index
             return k, v
-        k, v, index = self.past.extend(layer, k, v, self.run.query_index)
-        if index is not self.run.key_index and not torch.equal(index, self.run.key_index):
-            self.visible = None
-        self.run.key_index = index
+        k, v, self.run.key_index = self.past.extend(layer, k, v, self.run.query_index)
         return k, v
 
     def mask(self) -> Tensor:
-        """Which keys each row may read."""
-        if self.visible is None:
-            # The run's indices stay on the CPU, where looking at them costs no synchronisation.
-            where = (self.run.query_index, self.run.key_index, self.run.padding)
-            self.visible = attention.visible_keys(*(index.to(self.cos.device) for index in where))
-        return self.visible
+        """Which keys each row may read; made anew only where rows, keys or the device are others than before."""
+        # The run's indices stay on the CPU, where looking at them costs no synchronisation.
+        rows = (self.run.query_index, self.run.key_index)
+        if self.visible is not None and self.visible[0].device == self.cos.device:
+            made, of = self.visible
+            if all(now is then or torch.equal(now, then) for now, then in zip(rows, of, strict=True)):
+                return made
+        made = attention.visible_keys(*(index.to(self.cos.device) for index in (*rows, self.run.padding)))
+        self.visible = made, rows
+        return made
 
-    def fused_mask(self) -> tuple[Tensor | None, bool]:
-        """The same for the fused kernel, which needs none where the rule is plainly causal."""
-        n_query, n_key = len(self.run.query_index), len(self.run.key_index)
-        if bool(self.run.padding.any()) or n_query not in (1, n_key):
-            return self.mask(), False
-        return None, n_query > 1
+    def hides_keys(self) -> bool:
+        """Whether a row may not read some key for another reason than that it comes before it in a prompt read in one piece."""
+        query, key = self.run.query_index, self.run.key_index
+        reads_all = len(query) == 1 and bool(query[0] >= key[-1])
+        return bool(self.run.padding.any()) or not (reads_all or len(query) == len(key))
 
 
 class HookedRMSNorm(nn.Module):
@@ -224,16 +250,15 @@ class HookedAttention(nn.Module):
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = HookedRMSNorm(stock.q_norm, cfg.eps), HookedRMSNorm(stock.k_norm, cfg.eps)
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos d_model"]:
+    def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch asked d_model"]:
         """What the heads write into the residual stream."""
         heads, groups = (self.cfg.n_heads, self.cfg.d_head), (self.cfg.n_key_value_heads, self.cfg.d_head)
-        q = through(self.hook_q, self.q_proj(x).unflatten(-1, heads))
         k = through(self.hook_k, self.k_proj(x).unflatten(-1, groups))
         v = through(self.hook_v, self.v_proj(x).unflatten(-1, groups))
-        if self.cfg.use_qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = through(self.hook_rot_q, rotate(q, at.cos, at.sin)), through(self.hook_rot_k, rotate(k, at.cos, at.sin))
+        k = through(self.hook_rot_k, rotate(self.k_norm(k) if self.cfg.use_qk_norm else k, at.cos, at.sin))
         k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
+        q = through(self.hook_q, self.q_proj(at.ask(x)).unflatten(-1, heads))
+        q = through(self.hook_rot_q, rotate(self.q_norm(q) if self.cfg.use_qk_norm else q, at.cos, at.sin))
         z = through(self.hook_z, self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
         if watched(self.hook_result):
             return through(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2) + self.b_O
@@ -248,8 +273,9 @@ class HookedAttention(nn.Module):
                 "Run with attn='auto' or attn='eager'."
             )
         if not points and at.mode != "eager":
-            visible, causal = at.fused_mask()
-            return attention.fused(q, k, v, visible, causal=causal)
+            if at.hides_keys():
+                return attention.fused_in_chunks(q, k, v, at.mask(), at.run.query_index, at.run.key_index)
+            return attention.fused(q, k, v, None, causal=q.shape[2] > 1)
         if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
         return attention.explicit(q, k, v, at.mask(), **self._edits())
@@ -441,7 +467,7 @@ class HookedBlock(nn.Module):
         self.hook_mlp_out, self.hook_resid_post = HookPoint(), HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
-        """The residual stream after this block."""
+        """The residual stream after this block, at the rows that are asked for."""
         device = device_of(self.attn.q_proj)
         at.to(device)
         x = x.to(device)
@@ -455,9 +481,8 @@ class HookedBlock(nn.Module):
                 f"{list(x.shape)}. Return a tensor of the same shape; to drop tokens, use discard."
             )
         at.drop()
-        resid_mid = through(
-            self.hook_resid_mid, resid_pre + through(self.hook_attn_out, self.attn(self.ln1(resid_pre), at))
-        )
+        attn_out = through(self.hook_attn_out, self.attn(self.ln1(resid_pre), at))
+        resid_mid = through(self.hook_resid_mid, at.asked_of(resid_pre) + attn_out)
         out: Tensor = through(
             self.hook_resid_post, resid_mid + through(self.hook_mlp_out, self.mlp(self.ln2(resid_mid)))
         )

@@ -42,6 +42,22 @@ class RowWise(Protocol):
     row_wise: bool
 
 
+@runtime_checkable
+class Declared(Protocol):
+    """An edit that says which positions it touches, so that a sweep computes only what it can change.
+
+    What it leaves at a position depends on nothing but what was there, so that it acts alike on all rows of a prompt and
+    on some of them.
+
+    Attributes:
+        touches: Positions that it may change (of scores and patterns: queries); None if it cannot say.
+        overwrites: Whether what it leaves there does not even depend on what was there.
+    """
+
+    touches: TokenSet | None
+    overwrites: bool
+
+
 Again = Callable[[Sequence[int], Sequence[FwdHook]], Float[Tensor, "row d_vocab"]]
 """Reads prompts and what was written after them a second time, from the start, with a method's own edits, which no
 other hook sees. Given which prompt each row reads, and the edits; the logits of each row's next token come back."""

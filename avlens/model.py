@@ -31,6 +31,7 @@ from avlens.decoder import (
     HookedRMSNorm,
     KeyValues,
     Pass,
+    Past,
     bias_of,
     device_of,
     rotary,
@@ -322,11 +323,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 weights before that require gradients; weights by default never do.
             logits_at: Positions to unembed; the others cost nothing then.
         """
-        with self._alone(grad=grad):
+        with self.alone(grad=grad):
             inputs = self._as_inputs(inputs)
             index = torch.arange(inputs.shape[1])
             run = Run(inputs.padding, inputs.layouts, index, index)
-            with running(self._watched(), run):
+            with running(self.watched_points(), run):
                 embeds, additions = self._merge(inputs, run, grad=grad)
                 at = self._pass(run, inputs.positions, None, attn or self.attn, additions)
                 return self._decode(embeds, at, logits_at)
@@ -426,7 +427,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             raise DecodingError(f"max_new_tokens is {max_new_tokens}. Ask for at least one token.")
         inputs = self._as_inputs(inputs)
         config = generation_config(self.stock.whole.generation_config, {"max_new_tokens": max_new_tokens, **options})
-        with self._alone(), torch.random.fork_rng(enabled=seed is not None):
+        with self.alone(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             run = self._start(decoding, inputs, config)
@@ -468,7 +469,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             fwd_hooks: Edits.
             reductions: What to record.
         """
-        with self._alone():
+        with self.alone():
             recorder = self._recorder((), reductions, None, detach=True)
             with self.hooks([*fwd_hooks, *recorder.hooks()]):
                 reading = self._read(inputs, KeyValues() if past is None else past)
@@ -494,7 +495,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         index = torch.arange(seen, seen + n)
         whole = torch.arange(length) if step is None else index
         run = Run(inputs.padding, inputs.layouts, whole, whole, again=again)
-        with running(self._watched(), run):
+        with running(self.watched_points(), run):
             additions: tuple[Tensor, ...] = ()
             if step is None:
                 embeds, additions = self._merge(inputs, run, grad=False)
@@ -520,7 +521,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         wherever hooks are attached.
         """
         with self._lock:
-            if self._watched():
+            if self.watched_points():
                 return find()
             weights = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
             if self._remembered.get(question, (None,))[0] != weights:
@@ -562,18 +563,20 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             HookError: If a name is no hook point of this model, or a predicate matches none.
         """
         for name, _fn in [*fwd_hooks, *bwd_hooks]:
-            self._check_hook_name(name)
+            self.check_hook_name(name)
         with self._lock, super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs) as model:
             yield model
 
     # Inside.
 
     @contextmanager
-    def _alone(self, *, grad: bool = False) -> Iterator[None]:
+    def alone(self, *, grad: bool = False) -> Iterator[None]:
+        """Let nobody else run the model, without gradients unless they are asked for."""
         with self._lock, torch.set_grad_enabled(grad):
             yield
 
-    def _check_hook_name(self, name: names.HookName) -> None:
+    def check_hook_name(self, name: names.HookName) -> None:
+        """Refuse a name that is no hook point of this model, or a predicate that matches none."""
         if callable(name):
             if not any(name(full) for full in self.hook_dict):
                 raise HookError(f"a hook for {name!r} would never run: no hook point of this model matches.")
@@ -595,7 +598,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         full_names = [] if nothing else names.matching(names_filter, self.hook_dict)
         return Recorder(full_names, reductions, device, detach=detach)
 
-    def _watched(self) -> list[HookPoint]:
+    def watched_points(self) -> list[HookPoint]:
+        """The hook points at which anything listens."""
         return [point for point in self.hook_dict.values() if watched(point)]
 
     def _as_inputs(self, inputs: AVInputs | Tensor) -> AVInputs:
@@ -654,7 +658,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         self,
         run: Run,
         positions: Real[Tensor, "axis batch pos"],
-        past: KeyValues | None,
+        past: Past | None,
         mode: AttentionMode,
         additions: tuple[Tensor, ...] = (),
     ) -> Pass:
@@ -664,8 +668,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         return Pass(run, cos, sin, past, mode, additions)
 
     def _decode(self, x: Tensor, at: Pass, logits_at: TokenSet | None, *, last: bool = False) -> Tensor:
-        for block in self.blocks:
+        *others, final = self.blocks
+        for block in others:
             x = block(x, at)
+        at.asked = self._asked(at.run, logits_at, last=last)
+        x = final(x, at)
         if last:
             x = x[:, -1:]
         elif logits_at is not None:
@@ -673,6 +680,25 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         x = x.to(device_of(self.ln_final.stock))
         out: Tensor = self.unembed(self.ln_final(x).to(device_of(self.unembed)))
         return out
+
+    def _asked(self, run: Run, logits_at: TokenSet | None, *, last: bool) -> Tensor | None:
+        """Where the last block computes more than keys and values: where nobody looks at it, the rows to be unembedded."""
+        end = self._cfg.n_layers - 1
+        inside = [
+            n for n in self.hook_dict if names.layer_of(n) == end and names.short_name(n) not in names.BEFORE_KEYS
+        ]
+        if any(watched(self.hook_dict[name]) for name in [*inside, "ln_final.hook_scale", "ln_final.hook_normalized"]):
+            return None
+        if last:
+            return run.query_index[-1:]
+        if (
+            logits_at is None
+            or len(logits_at) == 0
+            or bool(run.padding.any())
+            or {logits_at.layout} != set(run.layouts)
+        ):
+            return None
+        return logits_at.positions
 
     def _start(self, decoding: DecodingMethod | None, inputs: AVInputs, config: Any) -> Any:
         if decoding is None:
@@ -684,9 +710,9 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 f"{type(decoding).__name__} decodes one continuation per prompt, but num_beams={config.num_beams} and "
                 f"num_return_sequences={config.num_return_sequences}. Repeat the prompt with AVInputs.batch instead."
             )
-        if self._watched():
+        if self.watched_points():
             raise DecodingError(
-                f"hooks are attached to {self._watched()[0].name}, and a decoding method cannot tell its streams apart for "
+                f"hooks are attached to {self.watched_points()[0].name}, and a decoding method cannot tell its streams apart for "
                 "them. Pass them to generate as fwd_hooks, after model.reset_hooks()."
             )
         return decoding.start(self, inputs)

@@ -65,6 +65,20 @@ _PARTS = {
 SITES = {short: (part, short.split(".")[-1]) for part, shorts in _PARTS.items() for short in shorts}
 """Every activation of a block: short name -> (part of the block, name after `hook_`)."""
 
+BEFORE_KEYS = (
+    "deepstack",
+    "resid_pre",
+    "ln1.scale",
+    "ln1.normalized",
+    "k",
+    "v",
+    "k_norm.scale",
+    "k_norm.normalized",
+    "rot_k",
+)
+"""Activations of a block from which its keys and values are made: what they hold, later rows read. The others concern
+their own row alone."""
+
 
 def at(short: str, layer: int) -> str:
     """The full name of a block's activation: `at("pattern", 3)` is `"blocks.3.attn.hook_pattern"`.

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from avlens import display, names
 from avlens.cache import AVCache
 from avlens.contrast import Direction, check_pair
+from avlens.engine import sweep
 from avlens.errors import LayerError, PromptError
 from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
@@ -39,6 +40,9 @@ from avlens.interventions import patch
 from avlens.tokens import TokenSet
 
 Step = Literal["first", "max"]
+
+_Words = tuple[tuple[int, ...], tuple[int, ...]]
+"""First tokens that count as the clean answer, and as the corrupted one."""
 
 _NO_EFFECT = 1e-6
 """A total effect below this is rounding: shares of it are NaN."""
@@ -244,8 +248,8 @@ class _Tracer:
     step: Step
     max_new_tokens: int
     source: AVCache
-    words: tuple[tuple[int, ...], tuple[int, ...]]
-    answers: tuple[str, str]
+    source_logits: Float[Tensor, "1 d_vocab"]
+    answers: tuple[str, str] | None
 
     @classmethod
     def start(
@@ -253,57 +257,82 @@ class _Tracer:
         site: str | Sequence[str], step: Step, answers: tuple[str, str] | None, max_new_tokens: int,
     ) -> "_Tracer":  # fmt: skip
         _check(clean, corrupt, direction, step)
+        if answers is not None and set(model.to_first_tokens(answers[0])) & set(model.to_first_tokens(answers[1])):
+            raise PromptError(
+                f"the answers {answers[0]!r} and {answers[1]!r} begin with the same token. Pass two that differ."
+            )
         sites = (site,) if isinstance(site, str) else tuple(site)
         chosen = list(range(model.cfg.n_layers)) if layers == "all" else names.checked_layers(layers)
         wanted = [names.at(one, layer) for one in sites for layer in chosen]
-        source, other = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
-        last = clean.tokens.last
-        logits, cache = model.run_with_cache(source, names_filter=wanted, logits_at=last)
-        firsts = [int(logits[0, 0].argmax()), int(model(other, logits_at=last)[0, 0].argmax())]
-        firsts = firsts if direction == "denoise" else firsts[::-1]
-        words: tuple[tuple[int, ...], tuple[int, ...]] = ((firsts[0],), (firsts[1],))
-        if answers is None:
-            answers = (model.to_string(torch.tensor(firsts[0])), model.to_string(torch.tensor(firsts[1])))
-        else:
-            words = (model.to_first_tokens(answers[0]), model.to_first_tokens(answers[1]))
-            if set(words[0]) & set(words[1]):
-                raise PromptError(
-                    f"the answers {answers[0]!r} and {answers[1]!r} begin with the same token. Pass two that differ."
-                )
-        return cls(model, clean, corrupt, direction, sites, chosen, step, max_new_tokens, cache, words, answers)
+        source = clean if direction == "denoise" else corrupt
+        logits, cache = model.run_with_cache(source, names_filter=wanted, logits_at=clean.tokens.last)
+        return cls(model, clean, corrupt, direction, sites, chosen, step, max_new_tokens, cache, logits[0], answers)
 
     def hooks(self, tokens: TokenSet, layers: Sequence[int]) -> list[FwdHook]:
+        # Before the first position that differs both runs are one, and patching does nothing.
+        tokens = tokens - tokens.tokens.at(range(_first_difference(self.clean, self.corrupt)))
         return [hook for site in self.sites for hook in patch(self.source, tokens, layers=layers, site=site)]
 
     def trace(self, sets: Mapping[str, TokenSet], hooks: Mapping[str, list[FwdHook]], *, progress: bool) -> CausalTrace:
-        target = self.corrupt if self.direction == "denoise" else self.clean
-        runs = [
-            self._measure(target, hooks[name]) for name in tqdm(sets, desc="patching", unit="set", disable=not progress)
-        ]
-        wanted = self.words[0] if self.direction == "denoise" else self.words[1]
-        told_apart = not set(self.words[0]) & set(self.words[1])
-        clean, corrupt = self._measure(self.clean, []), self._measure(self.corrupt, [])
+        own, patched = self._target_runs(hooks, "patching" if progress else None)
+        clean, corrupt = (self._source_run(), own) if self.direction == "denoise" else (own, self._source_run())
+        answers, words = self._answers(clean, corrupt)
+        wanted = words[0] if self.direction == "denoise" else words[1]
+        told_apart = not set(words[0]) & set(words[1])
         return CausalTrace(
-            sets=dict(sets), o_clean=self.words[0], o_corrupt=self.words[1], p_clean=clean[0], p_corrupt=corrupt[0],
-            p_patched=torch.stack([p for p, _ in runs]) if runs else torch.empty(0, 2),
-            flipped=tuple(told_apart and first in wanted for _, first in runs), answers=self.answers, direction=self.direction,
-            layers=tuple(self.layers), sites=self.sites, step=self.step,
+            sets=dict(sets), o_clean=words[0], o_corrupt=words[1], p_clean=_p(clean, words), p_corrupt=_p(corrupt, words),
+            p_patched=torch.stack([_p(run, words) for run in patched]) if patched else torch.empty(0, 2),
+            flipped=tuple(told_apart and int(run[0].argmax()) in wanted for run in patched),
+            answers=answers, direction=self.direction, layers=tuple(self.layers), sites=self.sites, step=self.step,
             made_by=self.model.made_by(self.clean, corrupt=dict(self.corrupt.record), sites=self.sites, step=self.step),
         )  # fmt: skip
 
-    def _measure(self, inputs: AVInputs, hooks: list[FwdHook]) -> tuple[Float[Tensor, "2"], int]:
-        """P of both answers, and the first token that is answered."""
-        logits = self._steps(inputs, hooks).float()
-        p = logits.softmax(-1)
-        best = [p[:, list(word)].max() for word in self.words]
-        return torch.stack(best).cpu(), int(logits[0].argmax())
-
-    def _steps(self, inputs: AVInputs, hooks: list[FwdHook]) -> Float[Tensor, "step d_vocab"]:
+    def _target_runs(
+        self, hooks: Mapping[str, list[FwdHook]], progress: str | None
+    ) -> tuple[Float[Tensor, "step d_vocab"], list[Float[Tensor, "step d_vocab"]]]:
+        """Logits of each step of the run that is patched: by itself, and with each set."""
+        target = self.corrupt if self.direction == "denoise" else self.clean
+        edits: dict[str, list[FwdHook]] = {"unedited": []} | {f"patched {name}": own for name, own in hooks.items()}
         if self.step == "first":
-            logits: Tensor = self.model.run_with_hooks(inputs, fwd_hooks=hooks, logits_at=inputs.tokens.last)[0]
-            return logits
+            own, *patched = sweep(self.model, target, edits, logits_at=target.tokens.last, progress=progress)
+        else:
+            bar = tqdm(edits.values(), desc=progress, unit="edit", disable=progress is None)
+            own, *patched = [self._written(target, edit) for edit in bar]
+        return own, patched
+
+    def _source_run(self) -> Float[Tensor, "step d_vocab"]:
+        source = self.clean if self.direction == "denoise" else self.corrupt
+        return self.source_logits if self.step == "first" else self._written(source, [])
+
+    def _written(self, inputs: AVInputs, hooks: list[FwdHook]) -> Float[Tensor, "step d_vocab"]:
         written: Tensor = self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, keep_logits=True).logits[0]
         return written
+
+    def _answers(self, clean: Tensor, corrupt: Tensor) -> tuple[tuple[str, str], _Words]:
+        """What the clean and the corrupted run answer, and by which first tokens."""
+        if self.answers is not None:
+            return self.answers, (
+                self.model.to_first_tokens(self.answers[0]),
+                self.model.to_first_tokens(self.answers[1]),
+            )
+        firsts = int(clean[0].argmax()), int(corrupt[0].argmax())
+        said = self.model.to_string(torch.tensor(firsts[0])), self.model.to_string(torch.tensor(firsts[1]))
+        return said, ((firsts[0],), (firsts[1],))
+
+
+def _first_difference(clean: AVInputs, corrupt: AVInputs) -> int:
+    """The first position at which the two prompts are not the same."""
+    differ = (clean.positions != corrupt.positions).any(0)[0]
+    for one, other in zip(clean.prompt.media, corrupt.prompt.media, strict=True):
+        if one.key != other.key:
+            differ[one.positions] = True
+    return int(differ.nonzero()[0]) if bool(differ.any()) else len(differ)
+
+
+def _p(logits: Float[Tensor, "step d_vocab"], words: _Words) -> Float[Tensor, "2"]:
+    """P of both answers."""
+    p = logits.float().softmax(-1)
+    return torch.stack([p[:, list(word)].max() for word in words]).cpu()
 
 
 def _check(clean: AVInputs, corrupt: AVInputs, direction: str, step: str) -> None:

@@ -1,5 +1,6 @@
 """Sweeps: many edits of one prompt, computing only what an edit can change."""
 
+from avlens.engine.plan import Plan, plan_sweep
 from avlens.engine.sweep import sweep
 
-__all__ = ["sweep"]
+__all__ = ["Plan", "plan_sweep", "sweep"]

@@ -45,6 +45,12 @@ class Ablate:
     sources: tuple[tuple[Int[Tensor, " _replaced"], Int[Tensor, " _source"]], ...]
     reference: AVCache | None
     name: str
+    overwrites: bool = True
+
+    @property
+    def touches(self) -> TokenSet | None:
+        """Where; None if the values come from other positions of the run itself, which must then be computed too."""
+        return None if self.reference is None and self.method != "zero" else self.tokens
 
     def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"] | None:
         """A copy of `x` with the positions replaced; None where the run computes none of them.

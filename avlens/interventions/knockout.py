@@ -38,6 +38,12 @@ class Knockout:
     keys: TokenSet
     heads: tuple[int, ...] | None = None
     row_wise: bool = True
+    overwrites: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """The queries."""
+        return self.queries
 
     def __call__(
         self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
@@ -60,6 +66,7 @@ class KnockoutAcross:
         unit: Which unit each position of the prompt belongs to.
         heads: Heads to edit; all if None.
         row_wise: That it works row by row.
+        overwrites: That it does not.
     """
 
     queries: TokenSet
@@ -67,6 +74,12 @@ class KnockoutAcross:
     unit: Int[Tensor, " pos"]
     heads: tuple[int, ...] | None = None
     row_wise: bool = True
+    overwrites: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """The queries."""
+        return self.queries
 
     def __call__(
         self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
@@ -94,12 +107,19 @@ class KnockoutPairs:
         tokens: The prompt they belong to.
         heads: Heads to edit; all if None.
         row_wise: That it works row by row.
+        overwrites: That it does not.
     """
 
     pairs: Pairs
     tokens: TokenMap
     heads: tuple[int, ...] | None = None
     row_wise: bool = True
+    overwrites: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """The queries."""
+        return self.tokens.at(self.pairs[:, 0].unique().tolist())
 
     def __call__(
         self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint

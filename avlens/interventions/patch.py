@@ -32,15 +32,27 @@ class Patch:
 
     Attributes:
         tokens: Where; positions that the run does not compute now are left out.
-        values: One row per token, in the set's order.
+        values: One row per token, in the set's order; or one per position of the prompt they come from, which many patches share.
         name: The activation they come from.
         heads: Heads to write, of an activation that has them; all if None.
+        whole: Whether `values` are the whole prompt's.
     """
 
     tokens: TokenSet
-    values: Float[Tensor, "token *rest"]
+    values: Float[Tensor, "row *rest"]
     name: str
     heads: tuple[int, ...] | None = None
+    whole: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """Where."""
+        return self.tokens
+
+    @property
+    def overwrites(self) -> bool:
+        """Whether nothing is left of what was there: not where other heads keep theirs."""
+        return self.heads is None
 
     def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"]:
         """A copy of `x` with the values in place."""
@@ -51,8 +63,9 @@ class Patch:
             )
         positions, rows = query_positions(hook, x), rows_of(hook, self.tokens).to(x.device)
         hits = (self.tokens.holds(positions) & rows[:, None]).expand(x.shape[:2])
+        row = self._row_of(positions.expand(x.shape[:2])[hits])
         edited = x.clone()
-        values = self.values.to(x.device, x.dtype)[self._token_at(positions).expand(x.shape[:2])[hits]]
+        values = self.values[row.to(self.values.device)].to(x.device, x.dtype)
         edited[hits] = values if self.heads is None else self._in_heads(x[hits], values)
         return edited
 
@@ -63,12 +76,13 @@ class Patch:
         x[:, chosen] = values[:, chosen]
         return x
 
-    def _token_at(self, positions: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
-        """Which of the tokens stands at each position; anything where none does."""
-        length = len(self.tokens.tokens)
-        index = torch.zeros(length, dtype=torch.long)
-        index[self.tokens.positions] = torch.arange(len(self.tokens))
-        return index.to(positions.device)[positions.clamp(0, length - 1)]
+    def _row_of(self, positions: Int[Tensor, " hit"]) -> Int[Tensor, " hit"]:
+        """Which of the values belongs to each of these positions, all of which are in the set."""
+        if self.whole:
+            return positions
+        row = torch.empty(len(self.tokens.tokens), dtype=torch.long)
+        row[self.tokens.positions] = torch.arange(len(self.tokens))
+        return row.to(positions.device)[positions]
 
     def __repr__(self) -> str:
         return f"Patch({self.name} at {self.tokens!r})"
@@ -114,12 +128,8 @@ def patch(
             "a set with positions that are not yet generated cannot be patched: only the prompt is. Subtract them: "
             "tokens - inputs.tokens.generated."
         )
-    hooks: list[FwdHook] = []
-    for layer in chosen:
-        values, name = cache[site, layer][0], names.at(site, layer)
-        edit = Patch(tokens, values[tokens.positions.to(values.device)], name, None if heads is None else tuple(heads))
-        hooks.append((name, edit))
-    return hooks
+    full_names, chosen_heads = [names.at(site, layer) for layer in chosen], None if heads is None else tuple(heads)
+    return [(name, Patch(tokens, cache[name][0], name, heads=chosen_heads, whole=True)) for name in full_names]
 
 
 def _chosen(site: str, layers: names.Layers, held: Sequence[int], cache: AVCache) -> Sequence[int]:

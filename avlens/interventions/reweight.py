@@ -35,6 +35,12 @@ class Reweight:
     renormalise: bool = True
     heads: tuple[int, ...] | None = None
     row_wise: bool = True
+    overwrites: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """The queries."""
+        return self.queries
 
     def __call__(
         self, x: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint

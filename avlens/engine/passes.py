@@ -1,0 +1,92 @@
+"""How do several edits run together, with only the rows that they need?
+
+Edits that need the same rows from some layer on are rows of one batch from there on: each joins at the first layer that it
+changes. Every block runs as it always does, with the edits' own hooks at its hook points; only its rows are fewer, and the
+keys and values between them are the unedited run's.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from avlens import names
+from avlens.decoder import AttentionMode, Pass, rotary
+from avlens.engine.changes import Step
+from avlens.engine.unedited import Splice, Unedited
+from avlens.hooks import FwdHook, HookFn, Run, on_rows, running
+from avlens.inputs import AVInputs
+from avlens.model import HookedAVModel
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Edits that run together.
+
+    Attributes:
+        edits: Their numbers in the sweep, in the order in which they join.
+        starts: The layer at which each joins, ascending.
+        steps: What is computed of each layer from the first of them on.
+    """
+
+    edits: tuple[int, ...]
+    starts: tuple[int, ...]
+    steps: Mapping[int, Step]
+
+    @property
+    def last(self) -> Int[Tensor, " pos"]:
+        """The positions whose stream leaves the last block."""
+        return self.steps[max(self.steps)].leave
+
+
+def run_batch(
+    model: HookedAVModel,
+    inputs: AVInputs,
+    unedited: Unedited,
+    batch: Batch,
+    hooks: Sequence[Sequence[tuple[str, HookFn]]],
+    attn: AttentionMode,
+) -> Float[Tensor, "edit pos d_vocab"]:
+    """Logits of the changed rows among those asked for, `batch.last`, under each edit; `hooks` has full names only."""
+    bound: list[FwdHook] = []
+    for row, (own, start) in enumerate(zip(hooks, batch.starts, strict=True)):
+        acting = [(name, fn) for name, fn in own if (names.layer_of(name) or 0) >= start]
+        bound += acting if len(hooks) == 1 else on_rows(acting, [row])
+    cos, sin = rotary(inputs.positions.to(model.device), model.cfg, model.dtype)
+    nothing = torch.empty(0, dtype=torch.long)
+    run = Run(inputs.padding, inputs.layouts, nothing, nothing)
+    at = Pass(run, cos, sin, None, attn)
+    x = torch.empty(0, 0, model.cfg.d_model, dtype=model.dtype, device=model.device)
+    below = nothing
+    with model.hooks(bound), running(model.watched_points(), run):
+        for layer, step in batch.steps.items():
+            n = sum(start <= layer for start in batch.starts)
+            x = _entering(unedited, layer, step, x, below, n)
+            run.padding, run.layouts, run.query_index = inputs.padding.expand(n), inputs.layouts * n, step.enter
+            at.past, at.asked, at.additions = (
+                Splice(unedited, step.gone),
+                step.leave,
+                unedited.added(layer, step.enter, n),
+            )
+            at.cos, at.sin = cos[:, step.enter], sin[:, step.enter]
+            x, below = model.blocks[layer](x, at), step.leave
+        return model.read_out(x)
+
+
+def _entering(
+    unedited: Unedited,
+    layer: int,
+    step: Step,
+    x: Float[Tensor, "before below d_model"],
+    below: Int[Tensor, " below"],
+    n: int,
+) -> Float[Tensor, "edit enter d_model"]:
+    """The stream of the rows that enter a layer, of `n` edits: from below, else the unedited run's; 0 if it is written over."""
+    if n == len(x) and torch.equal(below, step.enter):
+        return x
+    out = x.new_zeros(n, len(step.enter), x.shape[-1])
+    unedited.put_stream(layer, step.enter, out)
+    out[: len(x), torch.isin(step.enter, below)] = x
+    return out
