@@ -89,9 +89,10 @@ class TraceTable:
         return head + names + "\n".join(lines) + "\n" + r"\bottomrule" + "\n" + r"\end{tabular}" + "\n"
 
     def __repr__(self) -> str:
-        shown = self.to_frame()[["IE_clean", "IE_corrupt", "tokens", "IE/TE", "clips"]]
+        shown = pd.DataFrame([_shown(row) for row in self.rows]).set_index("set")
         total = f"total effect x100: clean {100 * self.te_clean.estimate:.2f}, corrupted {100 * self.te_corrupt.estimate:.2f}"
-        return f"{shown.to_string(float_format=lambda x: f'{x:.2f}')}\n{total}; {self.direction}"
+        level = f"{100 * self.te_clean.level:g}% bootstrap intervals over clips"
+        return f"{shown.to_string()}\n{total}; {self.direction}; {level}"
 
     def _repr_html_(self) -> str:
         return display.table(f"TraceTable({len(self.rows)} sets, {self.direction}; effects x100)", self.to_frame())
@@ -169,6 +170,13 @@ def _row(row: SetEffect) -> dict[str, object]:
         "tokens": row.tokens, "IE/TE": row.share.estimate, "IE_clean per token": 100 * row.per_token.estimate,
         "flipped": row.flipped, "clips": row.clips, "empty": row.empty, "draws": row.draws, **ends,
     }  # fmt: skip
+
+
+def _shown(row: SetEffect) -> dict[str, object]:
+    """A row as it is printed: effects x100 with their intervals."""
+    effects = {"IE_clean": (row.ie_clean, 100), "IE_corrupt": (row.ie_corrupt, 100), "IE/TE": (row.share, 1)}
+    said = {name: _tex(interval, scale) for name, (interval, scale) in effects.items()}
+    return {"set": row.name, **said, "tokens": f"{row.tokens:.1f}", "clips": row.clips}
 
 
 def _tex(interval: Interval, scale: int = 100) -> str:

@@ -176,3 +176,19 @@ def test_files_that_cannot_be_written_end_with_2(run, monkeypatch):
 def test_device_and_dtype_of_tokens_and_the_version(run, clip):
     assert run("tokens", clip, "--device", "cpu", "--dtype", "bfloat16")[0] == 0
     assert run("--version") == (0, f"avlens {__version__}\n", "")
+
+
+def test_table_of_a_data_set(run, tmp_path):
+    options = ("--n", "2", "--draws", "2", "--seed", "3")
+    code, out, _err = run("table", "synthetic:2", *options, "--out", tmp_path / "table", "--json")
+    found = json.loads(out)
+    assert code == 0 and len(found["selection"]) == 2 and set(found["tables"]) <= {"audio dominant", "video dominant"}
+    rows = {row["set"]: row for table in found["tables"].values() for row in table}
+    assert rows["random N=2"]["draws"] == 2 and rows["all"]["clips"] == 1
+    written = {path.name for path in (tmp_path / "table").iterdir()}
+    assert {"judged.jsonl", "effects.csv", "effects.tex"} <= written
+    code, out, _err = run("table", "synthetic:2", *options, "--out", tmp_path / "table")
+    assert code == 0 and "bootstrap intervals" in out
+    for wrong, says in ((("nothing.csv",), "synthetic:40"), (("synthetic:2", "--n", "0,x"), "such as 2,3,4")):
+        code, _out, err = run("table", *wrong)
+        assert code == 2 and says in err

@@ -8,6 +8,8 @@ only (the audio corrupted). With the three answers y,
 
 For causal tracing then o_clean = y_both, whether or not it is right, and o_corrupt = the answer of the run in which the dominant
 modality is corrupted. P of an answer is the larger probability, after the prompt, of the first token of "K" and of " K".
+Models that choose no letters can be asked openly (`ask="words"`): the options are not listed, an answer is the one that it
+names, and P is that of the first token of the option's words; NaN where two answers begin alike.
 
 Source: Jung et al. 2026, "Probing Cross-modal Information Hubs in Audio-Visual LLMs", arXiv:2605.10815; its released code,
 preprocess/step1/output2input_*.py:28-53 (question), utils/logit.py:3-20 (P), infer_with_prob.py:71-87 (corruption).
@@ -41,6 +43,7 @@ from avlens.samples import Opened, Sample, open_clip, read_clip
 Corruption = Literal["zero", "swap", "noise", "mean"]
 Dominant = Literal["audio", "video", "neither"]
 Step = Literal["first", "max"]
+Ask = Literal["letters", "words"]
 RUNS = ("both", "audio", "video")
 
 
@@ -139,6 +142,7 @@ def unimodal_dominance(
     samples: Iterable[Sample],
     *,
     corrupt: Corruption = "zero",
+    ask: Ask = "letters",
     require_correct: bool = False,
     step: Step = "first",
     max_new_tokens: int = 4,
@@ -154,6 +158,7 @@ def unimodal_dominance(
         samples: With options. A clip that cannot be read, or lacks a modality, is skipped with its reason.
         corrupt: `zero`: silence, black frames. `swap`: sound or frames of the next sample with another label. `noise`: VCD's at
             step 500. `mean`: one colour, the clip's mean, and its mean sample, which is close to silence.
+        ask: Whether options are listed with letters, or asked for openly.
         require_correct: Whether to select only clips that are answered correctly; the paper does not.
         step: Whether P is taken at the first step, or is its maximum over all steps.
         max_new_tokens: How much to write at most.
@@ -167,8 +172,8 @@ def unimodal_dominance(
         PromptError: If there is no such corruption, or it changed the layout of a prompt.
     """
     listed = _checked(samples)
-    made_by = model.made_by(corrupt=corrupt, step=step, max_new_tokens=max_new_tokens, seed=seed)
-    settings = {key: made_by[key] for key in ("model", "dtype", "corrupt", "step", "max_new_tokens", "seed")}
+    made_by = model.made_by(corrupt=corrupt, ask=ask, step=step, max_new_tokens=max_new_tokens, seed=seed)
+    settings = {key: made_by[key] for key in ("model", "dtype", "corrupt", "ask", "step", "max_new_tokens", "seed")}
     done = {} if save_to is None else read_judgements(save_to, settings, listed)
     judgements = []
     for index, sample in enumerate(tqdm(listed, desc="judging", unit="clip", disable=not progress)):
@@ -177,9 +182,9 @@ def unimodal_dominance(
             judgements.append(before)
             continue
         opened = open_clip(sample, read)
-        other = _partner(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
+        other = partner_of(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
         judgement = judge(
-            model, opened, corrupt=corrupt, other=other, step=step, max_new_tokens=max_new_tokens, seed=seed
+            model, opened, corrupt=corrupt, other=other, ask=ask, step=step, max_new_tokens=max_new_tokens, seed=seed
         )
         if save_to is not None and (before is None or judgement.problem != before.problem):
             _append(Path(save_to), judgement, settings, _asks(sample))
@@ -193,6 +198,7 @@ def judge(
     *,
     corrupt: Corruption = "zero",
     other: Clip | None = None,
+    ask: Ask = "letters",
     step: Step = "first",
     max_new_tokens: int = 4,
     seed: int = 0,
@@ -204,6 +210,7 @@ def judge(
         opened: A sample with its clip, or with the reason why it has none, which the judgement then repeats.
         corrupt: As in `unimodal_dominance`.
         other: The clip that `swap` takes sound and frames from.
+        ask: As in `unimodal_dominance`.
         step: Whether P is taken at the first step, or is its maximum over all steps.
         max_new_tokens: How much to write at most.
         seed: Of the noise.
@@ -213,26 +220,41 @@ def judge(
     """
     if corrupt not in ("zero", "swap", "noise", "mean"):
         raise PromptError(f"corrupt is {corrupt!r}. Pass 'zero', 'swap', 'noise' or 'mean'.")
+    if ask not in ("letters", "words"):
+        raise PromptError(f"ask is {ask!r}. Pass 'letters' or 'words'.")
     sample = opened.sample
     try:
-        clips = _three_clips(opened, corrupt, other, seed)
-        prompts = {run: _prompt(model, clip, sample) for run, clip in clips.items()}
+        clips = three_clips(opened, corrupt, other, seed)
+        prompts = {run: prompt_of(model, clip, sample, ask) for run, clip in clips.items()}
     except (MediaError, PromptError) as error:
         return Judgement(sample.id, label=sample.label, problem=str(error))
     _check_layouts(prompts)
     runs = {run: _asked(model, prompt, max_new_tokens) for run, prompt in prompts.items()}
     texts = {run: answer.text for run, answer in runs.items()}
-    letters = {run: chosen_letter(text, sample.options) for run, text in texts.items()}
+    letters = {run: chosen_letter(text, sample.options, ask) for run, text in texts.items()}
     dominant = dominant_modality(letters["both"], letters["audio"], letters["video"])
     corrupted = {"audio": "video", "video": "audio"}.get(dominant)
     outcome = Judgement(sample.id, letters, texts, dominant, letters["both"], label=sample.label)
     if corrupted is None:
         return outcome
     pair = (letters["both"], letters[corrupted])
+    said = (answer_of(sample, pair[0], ask), answer_of(sample, pair[1], ask))
     return replace(
-        outcome, o_corrupt=pair[1], p_clean=_probabilities(model, runs["both"], pair, step),
-        p_corrupt=_probabilities(model, runs[corrupted], pair, step),
+        outcome, o_corrupt=pair[1], p_clean=_probabilities(model, runs["both"], said, step),
+        p_corrupt=_probabilities(model, runs[corrupted], said, step),
     )  # fmt: skip
+
+
+def prompt_of(model: Any, clip: Clip, sample: Sample, ask: Ask = "letters") -> AVInputs:
+    """A sample's question about a clip, with its options listed or not."""
+    options = () if sample.lists_options or ask == "words" else sample.options
+    inputs: AVInputs = model.prepare(clip, sample.question, options=options)
+    return inputs
+
+
+def answer_of(sample: Sample, letter: str, ask: Ask = "letters") -> str:
+    """What the model says where it chooses this letter: the letter, or the option's words; nothing for none."""
+    return sample.options[sample.letters.index(letter)] if letter and ask == "words" else letter
 
 
 def dominant_modality(both: str, audio: str, video: str) -> Dominant:
@@ -244,10 +266,13 @@ def dominant_modality(both: str, audio: str, video: str) -> Dominant:
     return "video" if both == video and audio != both else "neither"
 
 
-def chosen_letter(text: str, options: Sequence[str]) -> str:
-    """The letter that an answer chooses: the one that it begins with, or else that of the only option it names; or none."""
+def chosen_letter(text: str, options: Sequence[str], ask: Ask = "letters") -> str:
+    """The letter that an answer chooses: the one that it begins with, or else that of the only option it names; or none.
+
+    Where options were not listed (`ask="words"`), an answer begins with no letter.
+    """
     last = chr(ord("A") + len(options) - 1)
-    if found := re.match(rf"[\s\W]*([A-{last}])(?![\w'])", text):
+    if ask == "letters" and (found := re.match(rf"[\s\W]*([A-{last}])(?![\w'])", text)):
         return found.group(1)
     named = [i for i, option in enumerate(options) if re.search(rf"\b{re.escape(option)}\b", text, re.IGNORECASE)]
     return chr(ord("A") + named[0]) if len(named) == 1 else ""
@@ -301,7 +326,7 @@ def _checked(samples: Iterable[Sample]) -> list[Sample]:
     return listed
 
 
-def _partner(samples: Sequence[Sample], index: int, read: Callable[[Sample], Clip]) -> Clip | None:
+def partner_of(samples: Sequence[Sample], index: int, read: Callable[[Sample], Clip]) -> Clip | None:
     """The clip of the next sample, in a circle, that has another label, can be read, and has both modalities."""
     own = _event(samples[index])
     for sample in [*samples[index + 1 :], *samples[:index]]:
@@ -318,7 +343,14 @@ def _event(sample: Sample) -> str:
     return sample.options[sample.letters.index(sample.label)] if sample.label else ""
 
 
-def _three_clips(opened: Opened, corrupt: Corruption, other: Clip | None, seed: int) -> dict[str, Clip]:
+def three_clips(
+    opened: Opened, corrupt: Corruption = "zero", other: Clip | None = None, seed: int = 0
+) -> dict[str, Clip]:
+    """The clip with both, with audio only (its video corrupted), and with video only; arguments as in `judge`.
+
+    Raises:
+        MediaError: If there is no clip, it lacks a modality, or there is nothing to swap it with.
+    """
     clip = opened.clip
     if clip is None:
         raise MediaError(opened.problem)
@@ -347,11 +379,6 @@ def _one_sample(clip: Clip) -> Clip:
     return replace(clip, waveform=torch.full_like(clip.waveform, float(clip.waveform.mean())))
 
 
-def _prompt(model: Any, clip: Clip, sample: Sample) -> AVInputs:
-    inputs: AVInputs = model.prepare(clip, sample.question, options=() if sample.lists_options else sample.options)
-    return inputs
-
-
 def _asked(model: Any, inputs: AVInputs, max_new_tokens: int) -> _Answer:
     out = model.generate(inputs, max_new_tokens, keep_logits=True)
     return _Answer(out.text.strip(), tuple(out.logits[0].float().cpu()))
@@ -367,19 +394,19 @@ def _check_layouts(prompts: Mapping[str, AVInputs]) -> None:
             )
 
 
-def _probabilities(model: Any, answer: _Answer, letters: tuple[str, str], step: Step) -> tuple[float, float]:
-    """P of two letters."""
+def _probabilities(model: Any, answer: _Answer, said: tuple[str, str], step: Step) -> tuple[float, float]:
+    """P of two answers; NaN where there is none, or both begin alike."""
     chosen = answer.steps[:1] if step == "first" else answer.steps
     spread = torch.stack(chosen).softmax(-1)
-    first, second = (
-        float(spread[:, _first_ids(model, letter)].max()) if letter else float("nan") for letter in letters
-    )
+    ids = [_first_ids(model, text) if text else [] for text in said]
+    alike = set(ids[0]) & set(ids[1])
+    first, second = (float(spread[:, one].max()) if one and not alike else float("nan") for one in ids)
     return first, second
 
 
-def _first_ids(model: Any, letter: str) -> list[int]:
-    texts = (letter, f" {letter}")
-    return sorted({int(model.tokenizer(text, add_special_tokens=False)["input_ids"][0]) for text in texts})
+def _first_ids(model: Any, text: str) -> list[int]:
+    texts = (text, f" {text}")
+    return sorted({int(model.tokenizer(one, add_special_tokens=False)["input_ids"][0]) for one in texts})
 
 
 def _asks(sample: Sample) -> str:

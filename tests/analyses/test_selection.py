@@ -64,6 +64,23 @@ def test_the_letter_of_an_answer(text, letter):
     assert chosen_letter(text, ("a car", "a dog", "a cat")) == letter
 
 
+def test_asked_openly_an_answer_begins_with_no_letter():
+    options = ("a car", "a dog", "a cat")
+    assert [chosen_letter(text, options, "words") for text in ("A dog", "B", "a cat or a dog")] == ["B", "", ""]
+
+
+def test_asked_openly_options_are_not_listed_and_p_is_that_of_words(model, samples):
+    sample = replace(samples[0], options=("bell", "drum"))
+    listed, openly = (selection.prompt_of(model, read(sample), sample, ask) for ask in ("letters", "words"))
+    assert len(openly.tokens) < len(listed.tokens) and openly.record["options"] == ()
+    assert [selection.answer_of(sample, "B", ask) for ask in ("letters", "words")] == ["B", "drum"]
+    answer = selection._asked(model, openly, 1)
+    p = selection._probabilities(model, answer, ("bell", "drum"), "first")
+    ids = [model.tokenizer(form)["input_ids"][0] for form in ("drum", " drum")]
+    assert p[1] == pytest.approx(float(model(openly)[0, -1].softmax(-1)[ids].max()), abs=1e-6)
+    assert all(math.isnan(one) for one in selection._probabilities(model, answer, ("a bell", "a drum"), "first"))
+
+
 def answering(monkeypatch, answers):
     """Let the model write, for a clip with sound and sight, without sight, and without sound, these texts."""
     asked = selection._asked
@@ -109,7 +126,7 @@ def test_the_largest_probability_of_all_steps_is_no_smaller(monkeypatch, model, 
 @pytest.mark.parametrize("corrupt", ["zero", "swap", "noise", "mean"])
 def test_corruption_keeps_one_modality_and_the_layout(model, samples, corrupt):
     opened, other = open_clip(samples[0]), tiny_clip(2.0, seed=9, size=(28, 84), fps=4.0)
-    clips = selection._three_clips(opened, corrupt, other, seed=0)
+    clips = selection.three_clips(opened, corrupt, other, seed=0)
     both, audio, video = (clips[run] for run in ("both", "audio", "video"))
     assert torch.equal(audio.waveform, both.waveform) and not torch.equal(audio.frames, both.frames)
     assert torch.equal(video.frames, both.frames) and not torch.equal(video.waveform, both.waveform)
@@ -197,9 +214,9 @@ def test_swaps_come_from_the_next_sample_with_another_label(samples):
             raise MediaError("broken")
         return read(sample)
 
-    assert torch.equal(selection._partner(samples, 0, reading).frames, read(samples[3]).frames)
+    assert torch.equal(selection.partner_of(samples, 0, reading).frames, read(samples[3]).frames)
     assert opened == ["1", "3"]  # 2 and 4 have the same label, 1 is broken
-    assert selection._partner(samples[:1], 0, reading) is None
+    assert selection.partner_of(samples[:1], 0, reading) is None
 
 
 def test_swapping_without_another_clip_is_a_reason_to_skip(model, samples):
@@ -217,7 +234,7 @@ def test_a_question_that_lists_its_options_is_asked_as_it_is(model, samples):
 def test_layouts_that_differ_are_refused(monkeypatch, model, samples):
     monkeypatch.setattr(
         selection,
-        "_three_clips",
+        "three_clips",
         lambda opened, *_: {"both": opened.clip, "audio": tiny_clip(3.0), "video": opened.clip},
     )
     with pytest.raises(PromptError, match="Corrupt with 'zero'"):

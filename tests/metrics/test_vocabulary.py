@@ -81,3 +81,16 @@ def test_a_name_of_two_objects_is_refused():
 def test_another_lemmatiser_can_be_used():
     assert Vocabulary({"ox": ["kine"]}, lemmatise=lambda word: {"kine": "ox"}.get(word, word)).objects("kine") == {"ox"}
     assert repr(SMALL) == "Vocabulary(4 objects, 7 names)"
+
+
+@pytest.mark.parametrize(
+    ("label", "object_"),
+    [
+        ("playing table tennis", "table tennis ball"), ("playing hockey", "hockey stick"), ("rope skipping", "skipping rope"),
+        ("female singing", "person"), ("cutting hair with electric trimmers", "scissors"), ("firing muskets", "gun"),
+        ("black capped chickadee calling", "chickadee"), ("cattle, bovinae cowbell", "cowbell"), ("a rooster crows", "chicken"),
+    ],
+)  # fmt: skip
+def test_labels_of_sounds_name_what_sounds(label, object_):
+    assert object_ in Vocabulary.sounding().objects(label)
+    assert "crow" not in Vocabulary.sounding().objects(label)

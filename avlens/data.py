@@ -1,0 +1,140 @@
+"""Which data set does a name or a file mean? One call that reads any of them, for the command line and for examples.
+
+    read_data("synthetic:40", task="choice")                         clips made in memory, which avlens-tiny knows
+    read_data("vggsound.csv", "clips/", task="describe")             any format of `avlens.datasets`, told by its content
+    read_data("questions.jsonl", "clips/")                           questions of your own
+
+Two tasks: `choice`, the data set's own questions with options, and `describe`, a request to describe the clip, with what the clip
+holds as the truth.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from avlens.analyses.selection import Ask
+from avlens.datasets import synthetic
+from avlens.datasets.audioset import QUESTION as DESCRIBE
+from avlens.datasets.audioset import read_audioset
+from avlens.datasets.avhbench import read_avhbench
+from avlens.datasets.crossmodal_hub import read_prompts
+from avlens.datasets.questions import read_questions
+from avlens.datasets.vggsound import read_vggsound
+from avlens.errors import DatasetError
+from avlens.media import Clip
+from avlens.metrics.vocabulary import Vocabulary
+from avlens.samples import LETTERS, Sample, read_clip
+
+Task = Literal["choice", "describe"]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Samples, and how to use them.
+
+    Attributes:
+        samples: What is asked about which clip.
+        read: Opens a sample's clip.
+        ask: How `unimodal_dominance` should ask.
+        vocabulary: Objects that captions may mention.
+    """
+
+    samples: tuple[Sample, ...]
+    read: Callable[[Sample], Clip]
+    ask: Ask
+    vocabulary: Vocabulary
+
+    def truth(self, sample: Sample) -> list[str]:
+        """What a clip holds, as names or labels; empty where the data set does not say."""
+        record = sample.record
+        if "objects" in record:
+            held = record["objects"]
+            return held.split("/") if isinstance(held, str) else list(held)
+        if "sounds" in record:
+            return list(record["sounds"])
+        event = record.get("event", record.get("label_name", record.get("single_label", "")))
+        return [event] if event else []
+
+    def __repr__(self) -> str:
+        return f"Data({len(self.samples)} samples, asked by {self.ask}, {self.vocabulary!r})"
+
+
+def read_data(
+    source: str | Path,
+    clips: str | Path = ".",
+    *,
+    task: Task = "choice",
+    limit: int | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Data:
+    """The data set that a name or a file means.
+
+    Args:
+        source: `synthetic` or `synthetic:40`, or a file: VGGSound's or AudioSet's csv, AVHBench's or crossmodal-hub's json, or
+            a jsonl of questions.
+        clips: The folder with the clips.
+        task: What is asked.
+        limit: How many samples at most, the first ones.
+        sampling: How clips are read, such as `model.family.sampling`.
+        seed: Of synthetic clips.
+
+    Raises:
+        DatasetError: If there is no such file, or nothing knows its format.
+    """
+    name, _, count = str(source).partition(":")
+    if name == "synthetic":
+        n = int(count) if count.isdecimal() else 40
+        return _synthetic(n if limit is None else min(n, limit), task, seed)
+    path = Path(source)
+    if not path.exists():
+        raise DatasetError(
+            f"there is no data set {str(source)!r}. Pass 'synthetic:40', or a csv, json or jsonl file that exists."
+        )
+    found = tuple(islice(_samples(path, Path(clips), task), limit))
+    if task == "describe":
+        found = tuple(replace(one, question=DESCRIBE, options=(), label="") for one in found)
+    return Data(found, partial(read_clip, **(sampling or {})), "letters", Vocabulary.sounding())
+
+
+def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
+    if path.suffix == ".jsonl":
+        return read_questions(path, clips, question=DESCRIBE if task == "describe" else "")
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8") as lines:
+            commented = lines.readline().startswith("#")
+        classes = path.parent / "class_labels_indices.csv"
+        if commented:
+            return read_audioset(path, clips, classes=classes if classes.exists() else None)
+        return read_vggsound(path, clips)
+    if path.is_dir():
+        return read_avhbench(path, clips)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+        return read_prompts(path, clips) if isinstance(records[0], list) else read_avhbench(path, clips)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError) as error:
+        raise DatasetError(
+            f"nothing reads {path}. Pass VGGSound's or AudioSet's csv, AVHBench's or crossmodal-hub's json, or a jsonl."
+        ) from error
+
+
+def _synthetic(n: int, task: Task, seed: int) -> Data:
+    """Clips in which shape and sound are no pair, so that sight and sound speak for different answers."""
+    made = synthetic.synthetic_clips(n, seed=seed, seconds=4.0, blank=0, silent=0, matching=0)
+    clips, samples = {}, []
+    for i, one in enumerate(made):
+        question: synthetic.Question = "describe" if task == "describe" else ("sound", "object")[i % 2]
+        kinds = {"sound": synthetic.SOUNDS, "object": synthetic.SHAPES}.get(question, ())
+        label = LETTERS[kinds.index(one.content.answer(question))] if kinds else ""
+        name = f"{question}-{seed}-{i}"
+        clips[name] = one.clip
+        samples.append(
+            Sample(name, Path(name), synthetic.QUESTIONS[question], tuple(kinds), label, record={"objects": [
+                held for held in (one.content.shape, one.content.sound) if held]})
+        )  # fmt: skip
+    named = Vocabulary(dict.fromkeys((*synthetic.SHAPES, *synthetic.SOUNDS), ()))
+    return Data(tuple(samples), lambda sample: clips[sample.id], "words", named)
