@@ -100,7 +100,7 @@ def test_a_model_without_sinks_has_empty_rows():
 
 def test_it_prints_intervals_and_exports(table):
     shown = repr(table)
-    assert "audio dominant" in shown and "95% bootstrap intervals" in shown and "[" in shown.splitlines()[4]
+    assert "audio dominant" in shown and "95% bootstrap intervals" in shown and "[" in shown.splitlines()[5]
     assert table.to_latex().count("toprule") == len(table.tables) == 2
     assert table.to_frame().loc[("audio dominant", "all"), "clips"] == len(table.traces["audio"])
 

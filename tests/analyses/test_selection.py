@@ -227,8 +227,8 @@ def test_swapping_without_another_clip_is_a_reason_to_skip(model, samples):
 def test_a_question_that_lists_its_options_is_asked_as_it_is(model, samples):
     clip = read(samples[0])
     listing = Sample("x", samples[0].path, "what ?\n\nA. a bell\nB. a drum\nonly a letter", OPTIONS)
-    assert selection._prompt(model, clip, listing).record["options"] == ()
-    assert selection._prompt(model, clip, samples[0]).record["options"] == OPTIONS
+    assert selection.prompt_of(model, clip, listing).record["options"] == ()
+    assert selection.prompt_of(model, clip, samples[0]).record["options"] == OPTIONS
 
 
 def test_layouts_that_differ_are_refused(monkeypatch, model, samples):
