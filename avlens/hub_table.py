@@ -38,7 +38,8 @@ from avlens.analyses.selection import (
     three_clips,
 )
 from avlens.analyses.sinks import find_sink_dims, find_sinks
-from avlens.analyses.tracing import CausalTrace, Direction, causal_trace
+from avlens.analyses.tracing import CausalTrace, causal_trace
+from avlens.contrast import Direction
 from avlens.hubs import hub_reductions
 from avlens.inputs import AVInputs
 from avlens.media import Clip
