@@ -2,7 +2,7 @@
 
 With q, k, v split into heads, and g = heads / key-value heads,
 
-    scores[h, i, j] = q[h, i] . k[h // g, j] / sqrt(d_head),  -inf where i may not read j
+    scores[h, i, j] = scale * q[h, i] . k[h // g, j],  -inf where i may not read j; scale is 1 / sqrt(d_head) unless given
     pattern = softmax_j(scores),   z[h, i] = sum_j pattern[h, i, j] v[h // g, j]
 
 The heads that share a key are laid side by side as more query rows, so k and v are never copied. All functions
@@ -33,10 +33,11 @@ def fused(
     visible: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     *,
     causal: bool,
+    scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
     """Attend by torch's fused kernel, which never holds the pattern."""
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=visible, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
@@ -47,15 +48,17 @@ def fused_in_chunks(
     visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
     query_index: Int[Tensor, " query_pos"],
     key_index: Int[Tensor, " key_pos"],
+    *,
+    scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
     """The same for rows and keys at any ascending positions, some rows at a time."""
     n = CHUNK_ROWS.get(q.device.type, 1024)
     if q.shape[2] <= n:
-        return fused(q, k, v, visible, causal=False)
+        return fused(q, k, v, visible, causal=False, scale=scale)
     parts = []
     for chunk, seen, index in zip(q.split(n, dim=2), visible.split(n, dim=2), query_index.split(n), strict=True):
         end = int(torch.searchsorted(key_index, index[-1], right=True))
-        parts.append(fused(chunk, k[:, :, :end], v[:, :, :end], seen[..., :end], causal=False))
+        parts.append(fused(chunk, k[:, :, :end], v[:, :, :end], seen[..., :end], causal=False, scale=scale))
     return torch.cat(parts, dim=2)
 
 
@@ -67,9 +70,10 @@ def explicit(
     *,
     on_scores: Edit,
     on_pattern: Edit,
+    scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
     """Attend by way of the scores and the pattern, each handed to its edit on the way."""
-    scores = on_scores(attention_scores(q, k, visible))
+    scores = on_scores(attention_scores(q, k, visible, scale))
     pattern = on_pattern(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
     groups = pattern.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     return (groups @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
@@ -79,12 +83,13 @@ def attention_scores(
     q: Float[Tensor, "batch head query_pos d_head"],
     k: Float[Tensor, "batch key_value_head key_pos d_head"],
     visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
+    scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
     """Scaled scores, -inf where a key is not visible."""
     groups = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     scores = (groups @ k.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
     # In place: nothing else holds what the product made.
-    return scores.mul_(q.shape[-1] ** -0.5).masked_fill_(~visible, -torch.inf)
+    return scores.mul_(q.shape[-1] ** -0.5 if scale is None else scale).masked_fill_(~visible, -torch.inf)
 
 
 def visible_keys(
@@ -94,6 +99,16 @@ def visible_keys(
     q, k, pad = query_index[None, :, None], key_index[None, None, :], padding[:, None, None]
     seen = (k <= q) & ((k >= pad) | (k == q)) if bool(padding.any()) else (k <= q)
     return seen[:, None]
+
+
+def within(
+    visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
+    query_index: Int[Tensor, " query_pos"],
+    key_index: Int[Tensor, " key_pos"],
+    window: int,
+) -> Bool[Tensor, "#batch 1 query_pos key_pos"]:
+    """Of the visible keys, the last `window`, the query's own included."""
+    return visible & (key_index[None, :] > query_index[:, None] - window).to(visible.device)
 
 
 def chunk_rows(n_heads: int, n_keys: int, n_queries: int) -> int:

@@ -44,6 +44,15 @@ class DecoderConfig:
         experts_per_token: How many of them each position is sent to.
         norm_topk_prob: Whether the chosen experts' weights are scaled to sum to 1.
         n_deepstack: Before how many blocks, from the second on, encoder outputs are added to the stream.
+        use_normalization_before_and_after: Whether attention and MLP are normed again before they enter the stream.
+        attn_types: Of each block, `global`, or `local` where it reads only the last `window_size` positions; None: all global.
+        window_size: How many positions local blocks read.
+        d_head_global: Dimensions of a head of global blocks, where they are not d_head.
+        rotary_base_local: Base of the rotary frequencies of local blocks, where it is another.
+        rotary_share_global: How many of the rotary frequencies of global blocks turn.
+        n_shared: How many blocks, from the last down, read the keys and values of the last block of their kind before them.
+        d_layer_input: Width of what is embedded for each block by itself; None for nothing.
+        output_logits_soft_cap: c where logits are c tanh(logits / c); -1 for none.
     """
 
     n_layers: int
@@ -72,6 +81,15 @@ class DecoderConfig:
     experts_per_token: int | None = None
     norm_topk_prob: bool = True
     n_deepstack: int = 0
+    use_normalization_before_and_after: bool = False
+    attn_types: tuple[str, ...] | None = None
+    window_size: int | None = None
+    d_head_global: int | None = None
+    rotary_base_local: float | None = None
+    rotary_share_global: float = 1.0
+    n_shared: int = 0
+    d_layer_input: int | None = None
+    output_logits_soft_cap: float = -1.0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
@@ -148,8 +166,9 @@ class Pass:
         sin: Their sines.
         past: Keys and values of earlier passes, which this one extends.
         mode: Which attention to use.
-        additions: What is added to the stream before the second block, the third, ...
+        additions: What is added to the stream before the second block, the third, ...; or each block's own input.
         asked: Tensor positions of the rows that the next block computes beyond their keys and values; all by default.
+        made: Keys and values of the rows, by the block that made them, for blocks that read another's.
     """
 
     run: Run
@@ -159,6 +178,7 @@ class Pass:
     mode: AttentionMode
     additions: tuple[Float[Tensor, "batch pos d_model"], ...] = ()
     asked: Int[Tensor, " asked"] | None = None
+    made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
     visible: tuple[Tensor, tuple[Tensor, Tensor]] | None = field(default=None, init=False)
     going_on: Int[Tensor, " asked"] | None = field(default=None, init=False)
 
@@ -173,6 +193,7 @@ class Pass:
         if keep is not None:
             self.cos, self.sin = self.cos[:, keep], self.sin[:, keep]
             self.additions = tuple(addition[:, keep.to(addition.device)] for addition in self.additions)
+            self.made = {layer: (k[:, :, keep], v[:, :, keep]) for layer, (k, v) in self.made.items()}
 
     def ask(self, x: Tensor) -> Tensor:
         """Of the rows whose keys and values were read, those that go on."""
@@ -216,7 +237,7 @@ class Pass:
 
 
 class HookedRMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in fp32 until the weight is applied."""
+    """x / sqrt(mean(x^2) + eps) * weight, in fp32 until the weight is applied, where there is one."""
 
     def __init__(self, stock: nn.Module, eps: float) -> None:
         super().__init__()
@@ -233,11 +254,20 @@ class HookedRMSNorm(nn.Module):
         wide = x.float()
         scale = through(self.hook_scale, (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
         # Times the reciprocal, which rounds as the stock model's rsqrt does.
-        return self.w * through(self.hook_normalized, (wide * (1 / scale)).to(x.dtype))
+        normalized = through(self.hook_normalized, (wide * (1 / scale)).to(x.dtype))
+        return self.w * normalized if hasattr(self.stock, "weight") else normalized
 
 
 class HookedAttention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions.
+
+    Attributes:
+        scale: What scores are multiplied by; None for 1 / sqrt(d_head).
+        window: How many of the last positions are read; None for all.
+    """
+
+    scale: float | None = None
+    window: int | None = None
 
     def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -273,16 +303,24 @@ class HookedAttention(nn.Module):
                 "Run with attn='auto' or attn='eager'."
             )
         if not points and at.mode != "eager":
-            if at.hides_keys():
-                return attention.fused_in_chunks(q, k, v, at.mask(), at.run.query_index, at.run.key_index)
-            return attention.fused(q, k, v, None, causal=q.shape[2] > 1)
+            if at.hides_keys() or (self.window is not None and len(at.run.key_index) > self.window):
+                visible = self._near(at.mask(), at.run)
+                return attention.fused_in_chunks(q, k, v, visible, at.run.query_index, at.run.key_index, scale=self.scale)
+            return attention.fused(q, k, v, None, causal=q.shape[2] > 1, scale=self.scale)
         if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
-        return attention.explicit(q, k, v, at.mask(), **self._edits())
+        return attention.explicit(q, k, v, self._near(at.mask(), at.run), **self._edits())
+
+    def _near(self, visible: Tensor, run: Run) -> Tensor:
+        """Of the visible keys, those in the window."""
+        return (
+            visible if self.window is None else attention.within(visible, run.query_index, run.key_index, self.window)
+        )
 
     def _edits(self) -> dict[str, Any]:
-        """Where the scores and the pattern pass on their way."""
-        return {"on_scores": partial(through, self.hook_attn_scores), "on_pattern": partial(through, self.hook_pattern)}
+        """Where the scores and the pattern pass on their way, and how scores are scaled."""
+        on_scores, on_pattern = partial(through, self.hook_attn_scores), partial(through, self.hook_pattern)
+        return {"on_scores": on_scores, "on_pattern": on_pattern, "scale": self.scale}
 
     def _in_chunks(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
         """Explicit attention, some query rows at a time: no tensor of size head x pos x pos is made."""
@@ -295,7 +333,7 @@ class HookedAttention(nn.Module):
                 seen = int(torch.searchsorted(keys, index[-1], right=True))
                 run.query_index, run.key_index = index, keys[:seen]
                 where = (index, run.key_index, run.padding)
-                visible = attention.visible_keys(*(one.to(q.device) for one in where))
+                visible = self._near(attention.visible_keys(*(one.to(q.device) for one in where)), run)
                 edits = self._edits()
                 parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, **edits))
         finally:
@@ -412,7 +450,7 @@ class HookedExperts(nn.Module):
     def _each(self, x: Tensor, chosen: Int[Tensor, "batch pos slot"]) -> Float[Tensor, "batch pos slot d_model"]:
         """What each chosen expert says, by itself."""
         said = x.new_zeros(*chosen.shape, x.shape[-1])
-        into, out = (_at_hand(self.experts, name).to(x.device) for name in ("gate_up_proj", "down_proj"))
+        into, out = (at_hand(self.experts, name).to(x.device) for name in ("gate_up_proj", "down_proj"))
         for expert in chosen.unique().tolist():
             where = chosen == expert
             rows = x[:, :, None].expand_as(said)[where]
@@ -423,17 +461,17 @@ class HookedExperts(nn.Module):
     @property
     def W_gate(self) -> Float[Tensor, "expert d_model d_mlp"]:  # noqa: N802
         """Gate weights, a view."""
-        return _at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[0].transpose(1, 2)
+        return at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[0].transpose(1, 2)
 
     @property
     def W_in(self) -> Float[Tensor, "expert d_model d_mlp"]:  # noqa: N802
         """Input weights, a view."""
-        return _at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[1].transpose(1, 2)
+        return at_hand(self.experts, "gate_up_proj").chunk(2, dim=1)[1].transpose(1, 2)
 
     @property
     def W_out(self) -> Float[Tensor, "expert d_mlp d_model"]:  # noqa: N802
         """Output weights, a view."""
-        return _at_hand(self.experts, "down_proj").transpose(1, 2)
+        return at_hand(self.experts, "down_proj").transpose(1, 2)
 
     @property
     def W_router(self) -> Float[Tensor, "d_model expert"]:  # noqa: N802
@@ -447,10 +485,16 @@ class HookedExperts(nn.Module):
 
 
 class HookedBlock(nn.Module):
-    """One block, on the device its weights are on."""
+    """One block, on the device its weights are on.
+
+    Attributes:
+        resid_scale: What the stream is multiplied by as it leaves the block.
+    """
 
     hook_out_is_single_residual_stream: ClassVar[bool] = True
     """TransformerLens's logit lens asks."""
+
+    resid_scale: float | Tensor = 1.0
 
     mlp: HookedMLP | HookedExperts
 
@@ -473,14 +517,7 @@ class HookedBlock(nn.Module):
         x = x.to(device)
         if 1 <= self.layer <= len(at.additions):
             x = x + through(self.hook_deepstack, at.additions[self.layer - 1].to(x.device, x.dtype))
-        # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
-        resid_pre = self.hook_resid_pre(x.clone() if edited(self.hook_resid_pre) else x)
-        if at.run.keep is None and resid_pre.shape != x.shape:
-            raise HookError(
-                f"a hook at {self.hook_resid_pre.name} returned shape {list(resid_pre.shape)}, but the activation has "
-                f"{list(x.shape)}. Return a tensor of the same shape; to drop tokens, use discard."
-            )
-        at.drop()
+        resid_pre = enter(self.hook_resid_pre, x, at)
         attn_out = through(self.hook_attn_out, self.attn(self.ln1(resid_pre), at))
         resid_mid = through(self.hook_resid_mid, at.asked_of(resid_pre) + attn_out)
         out: Tensor = through(
@@ -489,12 +526,29 @@ class HookedBlock(nn.Module):
         return out
 
 
+def enter(point: HookPoint, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
+    """The stream that enters a block, after its hooks, without the rows that one of them discarded."""
+    # An edit in place must not reach what was recorded of the same tensor: the block before's resid_post.
+    resid_pre: Tensor = point(x.clone() if edited(point) else x)
+    if at.run.keep is None and resid_pre.shape != x.shape:
+        raise HookError(
+            f"a hook at {point.name} returned shape {list(resid_pre.shape)}, but the activation has {list(x.shape)}. "
+            "Return a tensor of the same shape; to drop tokens, use discard."
+        )
+    at.drop()
+    return resid_pre
+
+
 def rotary(
     positions: Real[Tensor, "axis batch pos"], cfg: DecoderConfig, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "batch pos 1 d_head"], Float[Tensor, "batch pos 1 d_head"]]:
-    """Cosines and sines of the rotary angles, each frequency following the axis its section says."""
-    exponents = torch.arange(0, cfg.d_head, 2, device=positions.device, dtype=torch.float32) / cfg.d_head
-    angles = positions[..., None].float() * (1.0 / cfg.rotary_base**exponents)
+    """Cosines and sines of the rotary angles, each frequency following the axis its section says.
+
+    Of a decoder with local blocks: those of local blocks, then those of global ones.
+    """
+    if cfg.attn_types is not None:
+        return _rotary_by_kind(positions[0], cfg, dtype)
+    angles = positions[..., None].float() * _frequencies(cfg.d_head, cfg.rotary_base, positions.device)
     if cfg.mrope_section is None:
         by_axis = angles[0]
     elif cfg.mrope_interleaved:
@@ -507,6 +561,23 @@ def rotary(
         by_axis = torch.cat([section[i % len(positions)] for i, section in enumerate(sections)], dim=-1)
     both = torch.cat([by_axis, by_axis], dim=-1)[:, :, None]
     return both.cos().to(dtype), both.sin().to(dtype)
+
+
+def _rotary_by_kind(
+    positions: Real[Tensor, "batch pos"], cfg: DecoderConfig, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    wide = cfg.d_head_global or cfg.d_head
+    near = _frequencies(cfg.d_head, cfg.rotary_base_local or cfg.rotary_base, positions.device)
+    far = _frequencies(wide, cfg.rotary_base, positions.device)
+    far[int(cfg.rotary_share_global * wide // 2) :] = 0
+    angles = positions[..., None, None].float() * torch.cat([near, near, far, far])
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _frequencies(d_head: int, base: float, device: torch.device) -> Float[Tensor, " half_d_head"]:
+    exponents = torch.arange(0, d_head, 2, device=device, dtype=torch.float32) / d_head
+    frequencies: Tensor = 1.0 / base**exponents
+    return frequencies
 
 
 def rotate(
@@ -532,7 +603,7 @@ def weight_of(module: nn.Module) -> Tensor:
     Raises:
         HookError: If the weight is quantised, so that there is no plain matrix to look at.
     """
-    weight = _at_hand(module, "weight")
+    weight = at_hand(module, "weight")
     if not weight.is_floating_point():
         raise HookError(
             f"the weight of {type(module).__name__} is quantised ({weight.dtype}), so it has no view as a matrix. "
@@ -544,12 +615,12 @@ def weight_of(module: nn.Module) -> Tensor:
 def bias_of(module: Any) -> Tensor:
     """A linear module's bias; zeros where it has none."""
     if isinstance(module.bias, Tensor):
-        return _at_hand(module, "bias")
+        return at_hand(module, "bias")
     dtype = module.weight.dtype if module.weight.is_floating_point() else None
     return torch.zeros(module.out_features, device=device_of(module), dtype=dtype)
 
 
-def _at_hand(module: Any, name: str) -> Tensor:
+def at_hand(module: Any, name: str) -> Tensor:
     """A parameter, fetched where accelerate keeps it elsewhere between calls."""
     weight: Tensor = getattr(module, name)
     if weight.device.type != "meta" or not hasattr(module, "_hf_hook"):

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from avlens.decoder import DecoderConfig
-from avlens.encoders.hooked import HookedEncoder
+from avlens.decoder import DecoderConfig, HookedBlock
+from avlens.encoders.hooked import HookedEncoder, InBlocks
 from avlens.errors import UnsupportedSettingError
 from avlens.inputs import AVInputs, Media
 from avlens.media import Clip
@@ -66,6 +66,7 @@ class Stock:
         encoder_blocks: The blocks of each tower.
         encoder_attention: The attention module of each of those blocks, for towers whose attention can be watched.
         whole: The model they are parts of.
+        layer_inputs: What embeds something for each layer by itself, from token ids and embeddings.
     """
 
     embed: nn.Module
@@ -75,7 +76,8 @@ class Stock:
     encoders: Mapping[str, nn.Module]
     encoder_blocks: Mapping[str, Sequence[nn.Module]]
     whole: Any
-    encoder_attention: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    encoder_attention: Mapping[str, Sequence[nn.Module | InBlocks]] = field(default_factory=dict)
+    layer_inputs: nn.Module | None = None
 
 
 class Family(ABC):
@@ -87,6 +89,7 @@ class Family(ABC):
         tested: What its tests compare it with.
         schemes: Which position ids it can write.
         has_stock: Whether there is a model of transformers to compare with.
+        block: What its decoder blocks are.
         sampling: How the released scripts choose frames, as options of `Clip.from_file`.
         cfg: The decoder's shape.
         tokenizer: The checkpoint's tokenizer.
@@ -97,6 +100,7 @@ class Family(ABC):
     tested: ClassVar[str]
     schemes: ClassVar[tuple[Positions, ...]] = ("released",)
     has_stock: ClassVar[bool] = True
+    block: ClassVar[type[nn.Module]] = HookedBlock
     sampling: Mapping[str, Any] = {"fps": 2.0}
     cfg: DecoderConfig
     tokenizer: Any

@@ -7,6 +7,7 @@ allowed is 1e-5 in fp32 and the noise of the dtype otherwise. A law that could n
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -57,7 +58,7 @@ def check_laws(model: HookedAVModel, inputs: AVInputs) -> list[Law]:
         "explicit attention equals fused attention": _explicit,
         "rows of every pattern sum to 1": _rows,
         "hooks that return their input change nothing": _identity,
-        "resid_pre + attn_out = resid_mid, resid_mid + mlp_out = resid_post": _residual,
+        "what attention and MLP add is what the stream gains": _residual,
         "patching the clean run into itself changes nothing": _clean_into_clean,
         "patching all media tokens into a silent run restores the clean logits": _restore,
         "discarding video at a layer equals knocking it out from there on": _discard,
@@ -101,11 +102,14 @@ def _identity(model: HookedAVModel, inputs: AVInputs) -> float:
 
 def _residual(model: HookedAVModel, inputs: AVInputs) -> float:
     short = ["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
-    _, cache = model.run_with_cache(inputs, names_filter=short)
+    own = ["layer_input_out"] if model.cfg.d_layer_input is not None else []
+    _, cache = model.run_with_cache(inputs, names_filter=[*short, *own])
     differences = []
-    for layer in range(model.cfg.n_layers):
+    blocks: Any = model.blocks
+    for layer, block in enumerate(blocks):
         pre, attn, mid, mlp, post = (cache[name, layer] for name in short)
-        differences += [_differ(pre + attn, mid), _differ(mid + mlp, post)]
+        added = sum((cache[name, layer] for name in own), mid + mlp)
+        differences += [_differ(pre + attn, mid), _differ(added * block.resid_scale, post)]
     return _largest(differences)
 
 

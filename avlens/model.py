@@ -27,7 +27,6 @@ from avlens.checkpoint import check_device, load_checkpoint
 from avlens.decoder import (
     AttentionMode,
     DecoderConfig,
-    HookedBlock,
     HookedRMSNorm,
     KeyValues,
     Pass,
@@ -86,7 +85,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         self.hook_token_embed, self.hook_audio_embed = HookPoint(), HookPoint()
         self.hook_video_embed, self.hook_image_embed = HookPoint(), HookPoint()
         self.hook_embed = HookPoint()
-        self.blocks = nn.ModuleList(HookedBlock(layer, self._cfg, i) for i, layer in enumerate(stock.layers))
+        self.blocks = nn.ModuleList(family.block(layer, self._cfg, i) for i, layer in enumerate(stock.layers))
+        self.layer_inputs = stock.layer_inputs
         self.ln_final = HookedRMSNorm(stock.norm, self._cfg.eps)
         self._lock = threading.RLock()
         self._encoded: OrderedDict[str, Tensor] = OrderedDict()
@@ -297,8 +297,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     ) -> Float[Tensor, " d_model"]:
         """The sum of the biases that blocks before `layer` write into the residual stream."""
         total = torch.zeros(self._cfg.d_model, device=self.device, dtype=self.dtype)
-        for i, block in enumerate(self.blocks[: layer + int(mlp_input)]):
-            assert isinstance(block, HookedBlock)
+        blocks: Any = self.blocks[: layer + int(mlp_input)]
+        for i, block in enumerate(blocks):
             total = total + block.attn.b_O.to(total.device)
             if include_mlp_biases and i < layer:
                 total = total + block.mlp.b_out.to(total.device)
@@ -503,6 +503,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 positions, run.query_index, run.key_index = inputs.positions[..., seen:], index, index
             else:
                 embeds = self.hook_embed(self.hook_token_embed(self.embed(step)))
+                additions = self._added(step, embeds)
                 ahead = inputs.next_positions[:, None] + (index - length)
                 positions = ahead.expand(inputs.positions.shape[0], -1, -1)
             past.seen += n
@@ -634,7 +635,11 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         if grad and not embeds.requires_grad:
             embeds = embeds.detach().requires_grad_()
         merged = through(self.hook_embed, embeds)
-        return merged, _additions(embeds, rows, columns, values)
+        return merged, self._added(inputs.ids.clamp(min=0), merged) or _additions(embeds, rows, columns, values)
+
+    def _added(self, ids: Tensor, embeds: Tensor) -> tuple[Tensor, ...]:
+        """What each block is given beside the stream, where the model embeds something for each."""
+        return () if self.layer_inputs is None else tuple(self.layer_inputs(ids.to(self.device), embeds))
 
     def _encode(self, media: Media, *, grad: bool) -> Float[Tensor, "level media_pos d_model"]:
         """An encoder's output, from the store unless someone looks inside or wants gradients of its weights."""
@@ -679,7 +684,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             x = _rows_at(x, at.run, logits_at)
         x = x.to(device_of(self.ln_final.stock))
         out: Tensor = self.unembed(self.ln_final(x).to(device_of(self.unembed)))
-        return out
+        cap = self._cfg.output_logits_soft_cap
+        return out if cap <= 0 else cap * torch.tanh(out / cap)
 
     def _asked(self, run: Run, logits_at: TokenSet | None, *, last: bool) -> Tensor | None:
         """Where the last block computes more than keys and values: where nobody looks at it, the rows to be unembedded."""

@@ -20,6 +20,11 @@ activations have its name in front (`"audio.resid_post"`).
   where a family has them:
     blocks.{i}.hook_deepstack               batch pos d_model         what an encoder adds to the stream before this block
     blocks.{i}.attn.q_norm.hook_scale, hook_normalized, k_norm        as ln1's, per head: batch pos head d_head
+    blocks.{i}.attn.v_norm.hook_scale, hook_normalized                as k_norm's; hook_v is what is left of it
+    blocks.{i}.ln1_post.hook_scale, hook_normalized, ln2_post,        as ln1's: what attention, MLP and the block's own input say
+      ln_layer_input                                                    is normed before it is added to the stream
+    blocks.{i}.hook_layer_input             batch pos d_layer_input   what is embedded for this block alone
+    blocks.{i}.hook_layer_input_out         batch pos d_model         what it adds to the stream, after the MLP
     blocks.{i}.mlp.hook_router_logits, hook_expert_weights            batch pos expert      before, after the softmax
     blocks.{i}.mlp.hook_expert_indices      batch pos slot            the chosen experts
     blocks.{i}.mlp.hook_expert_out          batch pos slot d_model    what each says, before it is weighted
@@ -56,11 +61,24 @@ LARGE = ("attn_scores", "pattern", "result", "expert_out")
 _PARTS = {
     "attn": ("q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"),
     "mlp": ("pre", "pre_linear", "post", "router_logits", "expert_weights", "expert_indices", "expert_out"),
-    "": ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "deepstack"),
+    "": (
+        "resid_pre",
+        "resid_mid",
+        "resid_post",
+        "attn_out",
+        "mlp_out",
+        "deepstack",
+        "layer_input",
+        "layer_input_out",
+    ),
     "attn.q_norm": ("q_norm.scale", "q_norm.normalized"),
     "attn.k_norm": ("k_norm.scale", "k_norm.normalized"),
+    "attn.v_norm": ("v_norm.scale", "v_norm.normalized"),
     "ln1": ("ln1.scale", "ln1.normalized"),
     "ln2": ("ln2.scale", "ln2.normalized"),
+    "ln1_post": ("ln1_post.scale", "ln1_post.normalized"),
+    "ln2_post": ("ln2_post.scale", "ln2_post.normalized"),
+    "ln_layer_input": ("ln_layer_input.scale", "ln_layer_input.normalized"),
 }
 SITES = {short: (part, short.split(".")[-1]) for part, shorts in _PARTS.items() for short in shorts}
 """Every activation of a block: short name -> (part of the block, name after `hook_`)."""

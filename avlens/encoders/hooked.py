@@ -3,7 +3,7 @@
 The stock tower stays as it is. A torch hook on each of its blocks passes the block's output through a HookPoint, so that
 `vision.blocks.{i}.hook_resid_post` and `audio.blocks.{i}.hook_resid_post` are as writable as the decoder's. Where
 someone listens at `attn.hook_pattern`, that block's attention is computed explicitly, by a function registered with
-transformers; the other blocks keep the kernel they had.
+transformers; the other blocks keep the kernel they had. A module that has one way to attend is caught at its softmax.
 
 Towers attend in groups that do not see each other: windows of a frame, whole frames, pieces of sound. A pattern is that of
 one or more groups, `[group, head, query_pos, key_pos]`, and a hook is called for each call of the stock attention, so
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from avlens.hooks import HookPoint, at_places, through, watched
@@ -55,7 +56,9 @@ class HookedEncoder(nn.Module):
     tower: Any
     order: Int[Tensor, " encoder_pos"] | None
 
-    def __init__(self, tower: nn.Module, blocks: Sequence[nn.Module], attention: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self, tower: nn.Module, blocks: Sequence[nn.Module], attention: Sequence["nn.Module | InBlocks"] = ()
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.order = None
@@ -64,7 +67,10 @@ class HookedEncoder(nn.Module):
             block.register_forward_hook(_Through(self, points.hook_resid_post))
         for points, module in zip(self.blocks if attention else (), attention, strict=True):
             assert isinstance(points, EncoderBlock)
-            watch_pattern(self, module, points.attn.hook_pattern)
+            if isinstance(module, InBlocks):
+                watch_softmax(module, points.attn.hook_pattern)
+            else:
+                watch_pattern(self, module, points.attn.hook_pattern)
 
     @property
     def watched(self) -> bool:
@@ -149,8 +155,8 @@ class _Watch:
 def _explicit(
     module: Any,
     q: Float[Tensor, "group head query_pos d_head"],
-    k: Float[Tensor, "group head key_pos d_head"],
-    v: Float[Tensor, "group head key_pos d_head"],
+    k: Float[Tensor, "group key_value_head key_pos d_head"],
+    v: Float[Tensor, "group key_value_head key_pos d_head"],
     mask: Tensor | None = None,
     *,
     scaling: float | None = None,
@@ -158,6 +164,8 @@ def _explicit(
 ) -> tuple[Float[Tensor, "group query_pos head d_head"], None]:
     """Attention as transformers' eager functions compute it, by way of the watched point."""
     watch: _Watch = module.avlens_watch
+    if (shared := q.shape[1] // k.shape[1]) > 1:
+        k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
     scores = (q @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
@@ -167,6 +175,65 @@ def _explicit(
     with at_places(watch.point, *watch.places(q.shape[0], q.shape[2], k.shape[2])):
         pattern = through(watch.point, pattern)
     return (pattern @ v).transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True, eq=False)
+class InBlocks:
+    """A stock attention module that looks up no function: each block of queries reads itself and some keys before it.
+
+    Attributes:
+        module: The module, whose softmax makes the pattern, [batch, head, block, query, key].
+        past: How many keys before its block a query may read.
+    """
+
+    module: nn.Module
+    past: int
+
+
+def watch_softmax(attention: InBlocks, point: HookPoint) -> None:
+    """Let what the softmax of a stock attention module returns pass through a hook point, while anything listens there.
+
+    The groups are the blocks; places of rows and keys that are none are -1.
+    """
+    attention.module.register_forward_pre_hook(_BeginSoftmax(point, attention.past), with_kwargs=True)
+    attention.module.register_forward_hook(_end_softmax, always_call=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _BeginSoftmax:
+    point: HookPoint
+    past: int
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
+        if watched(self.point):
+            rows = kwargs.get("hidden_states", args[0] if args else None).shape[1]
+            module.avlens_watch = _Softmax(self.point, self.past, rows)
+            module.avlens_watch.__enter__()
+
+
+def _end_softmax(module: Any, _args: Any, _output: Any) -> None:
+    if (watch := module.__dict__.pop("avlens_watch", None)) is not None:
+        watch.__exit__(None, None, None)
+
+
+class _Softmax(TorchFunctionMode):
+    """While it is entered, softmaxes return what a hook point makes of them."""
+
+    def __init__(self, point: HookPoint, past: int, rows: int) -> None:
+        super().__init__()
+        self.point, self.past, self.rows = point, past, rows
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is not torch.nn.functional.softmax:
+            return out
+        batch, _, n_blocks, n_query, n_key = out.shape
+        first = torch.arange(batch * n_blocks)[:, None] * n_query
+        places = [first + torch.arange(n_query), first - self.past + torch.arange(n_key)]
+        places = [place.masked_fill((place < 0) | (place >= self.rows), -1) for place in places]
+        with at_places(self.point, *places):
+            pattern = through(self.point, out.transpose(1, 2).flatten(0, 1))
+        return pattern.unflatten(0, (batch, n_blocks)).transpose(1, 2)
 
 
 _EXPLICIT = "avlens_explicit"

@@ -68,6 +68,8 @@ def tiny_tokenizer(
     template: str = CHAT_TEMPLATE,
     named: Mapping[str, str] = OMNI_TOKENS,
     vocabulary_of: str = _WORDS,
+    eos: str = "<|im_end|>",
+    pad: str = "<|endoftext|>",
 ) -> Any:
     """A transformers tokenizer of about 600 tokens; the same one each time.
 
@@ -76,6 +78,8 @@ def tiny_tokenizer(
         template: The chat template.
         named: Special tokens that have a name of their own.
         vocabulary_of: The text whose words are one token each.
+        eos: The special token that ends an answer.
+        pad: The special token that fills up.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -92,7 +96,7 @@ def tiny_tokenizer(
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(list(specials))
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        tokenizer_object=core, eos_token=eos, pad_token=pad, padding_side="left",
         chat_template=template, extra_special_tokens=dict(named),
     )  # fmt: skip
 
