@@ -286,8 +286,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """The logits that a residual stream gives, past every hook, with or without the final norm."""
         if norm:
             resid = self.ln_final.stock(resid.to(device_of(self.ln_final.stock)))
-        logits: Tensor = self.unembed(resid.to(device_of(self.unembed)))
-        return logits
+        return self._capped(self.unembed(resid.to(device_of(self.unembed))))
 
     def accumulated_bias(
         self,
@@ -683,9 +682,12 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         elif logits_at is not None:
             x = _rows_at(x, at.run, logits_at)
         x = x.to(device_of(self.ln_final.stock))
-        out: Tensor = self.unembed(self.ln_final(x).to(device_of(self.unembed)))
+        return self._capped(self.unembed(self.ln_final(x).to(device_of(self.unembed))))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        """Logits under the soft cap, where the model has one."""
         cap = self._cfg.output_logits_soft_cap
-        return out if cap <= 0 else cap * torch.tanh(out / cap)
+        return logits if cap <= 0 else cap * torch.tanh(logits / cap)
 
     def _asked(self, run: Run, logits_at: TokenSet | None, *, last: bool) -> Tensor | None:
         """Where the last block computes more than keys and values: where nobody looks at it, the rows to be unembedded."""
