@@ -502,8 +502,8 @@ def _tiny_config(tokenizer: Any, sizes: Mapping[str, Any]) -> Gemma4Config:
     token, width, depth = tokenizer.convert_tokens_to_ids, size["d_encoder"], size["n_encoder_layers"]
     n_layers, vocabulary = size["n_layers"], size["d_vocab"] or len(tokenizer)
     n_shared = int(n_layers > 2) if size["n_shared"] is None else size["n_shared"]
-    # A local block, a global one, and so on; the last is global, and reads the keys of one before it.
-    usual = ["local" if (n_layers - 1 - i) % 2 else "global" for i in range(n_layers)]
+    # A local block, a global one, and so on; the last is global, and reads the keys of the one before it.
+    usual = ["local" if i % 2 == 0 and i < n_layers - 2 else "global" for i in range(n_layers)]
     kinds = {"local": "sliding_attention", "global": "full_attention"}
     return Gemma4Config(
         text_config={

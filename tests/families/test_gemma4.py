@@ -60,7 +60,9 @@ def test_it_writes_what_the_stock_model_writes():
         assert torch.equal(together[i], MODEL.generate(row, 12, min_new_tokens=12).tokens[0])
 
 
-@pytest.mark.parametrize("sizes", [{"n_shared": 0}, {"d_layer_input": None, "n_shared": 0}, {"output_logits_soft_cap": None}])
+@pytest.mark.parametrize(
+    "sizes", [{"n_shared": 0}, {"d_layer_input": None, "n_shared": 0}, {"output_logits_soft_cap": None}]
+)
 def test_what_a_checkpoint_may_leave_out_may_be_left_out(sizes):
     model = tiny_model("gemma4", **sizes)
     inputs = model.prepare(CLIP, "what ?")
