@@ -112,6 +112,24 @@ class SandwichAttention(HookedAttention):
         return rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
 
+class OutScale(nn.Module):
+    """What a block's stream is multiplied by: a buffer of the stock layer, which follows the block's device and dtype."""
+
+    def __init__(self, stock: nn.Module) -> None:
+        super().__init__()
+        # In a tuple, so that the layer's parameters are not counted twice.
+        self._stock = (stock,)
+
+    @property
+    def value(self) -> Tensor:
+        """The scale."""
+        return at_hand(self._stock[0], "layer_scalar")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "OutScale":  # noqa: ARG002
+        self._stock[0]._buffers["layer_scalar"] = fn(self._stock[0]._buffers["layer_scalar"])
+        return self
+
+
 class SandwichBlock(nn.Module):
     """One block, on the device its weights are on."""
 
@@ -120,8 +138,7 @@ class SandwichBlock(nn.Module):
 
     def __init__(self, stock: Any, cfg: DecoderConfig, layer: int) -> None:
         super().__init__()
-        # In a tuple, so that its parameters are not counted twice.
-        self._stock, self.layer = (stock,), layer
+        self.layer, self.out_scale = layer, OutScale(stock)
         self.ln1 = HookedRMSNorm(stock.input_layernorm, cfg.eps)
         self.attn = SandwichAttention(stock.self_attn, cfg, layer)
         self.ln1_post = HookedRMSNorm(stock.post_attention_layernorm, cfg.eps)
@@ -139,7 +156,7 @@ class SandwichBlock(nn.Module):
     @property
     def resid_scale(self) -> Tensor:
         """What the stream is multiplied by as it leaves the block."""
-        return at_hand(self._stock[0], "layer_scalar")
+        return self.out_scale.value
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
         """The residual stream after this block."""

@@ -456,10 +456,12 @@ def _decoder_config(config: Gemma4Config) -> DecoderConfig:
     text = config.text_config
     near, far = (text.rope_parameters[kind] for kind in ("sliding_attention", "full_attention"))
     kinds = {"sliding_attention": "local", "full_attention": "global"}
-    local, wide = (text.per_layer_config[text.layer_types.index(kind)].head_dim for kind in kinds)
+    # A model whose blocks are all of one kind has one size of heads.
+    heads = {kind: text.per_layer_config[layer].head_dim for layer, kind in enumerate(text.layer_types)}
+    wide = heads["full_attention"]
     return DecoderConfig(
         n_layers=text.num_hidden_layers, d_model=text.hidden_size, n_heads=text.num_attention_heads,
-        n_key_value_heads=text.num_key_value_heads, d_head=local, d_mlp=text.intermediate_size, d_vocab=text.vocab_size,
+        n_key_value_heads=text.num_key_value_heads, d_head=heads.get("sliding_attention", wide), d_mlp=text.intermediate_size, d_vocab=text.vocab_size,
         n_ctx=text.max_position_embeddings, eps=text.rms_norm_eps, rotary_base=far["rope_theta"], mrope_section=None,
         act_fn=text.hidden_activation, model_name="gemma4", original_architecture=type(config).__name__,
         use_normalization_before_and_after=True, use_qk_norm=True, attn_types=tuple(kinds[kind] for kind in text.layer_types),
@@ -492,7 +494,7 @@ _TINY_SETTINGS = {"video_tokens": 4, "image_tokens": 9}
 
 _TINY_SIZES = {
     "n_layers": 3, "d_model": 64, "n_heads": 4, "n_key_value_heads": 2, "d_head": 16, "d_head_global": 32, "d_mlp": 96,
-    "rotary_base": 1e6, "window_size": 24, "n_shared": None, "d_layer_input": 8, "tie_word_embeddings": False, "d_encoder": 32,
+    "rotary_base": 1e6, "window_size": 96, "n_shared": None, "d_layer_input": 8, "tie_word_embeddings": False, "d_encoder": 32,
     "n_encoder_layers": 2, "d_vocab": None, "n_ctx": 32768, "attn_types": None, "output_logits_soft_cap": 30.0,
 }  # fmt: skip
 
