@@ -461,7 +461,8 @@ def _decoder_config(config: Gemma4Config) -> DecoderConfig:
     wide = heads["full_attention"]
     return DecoderConfig(
         n_layers=text.num_hidden_layers, d_model=text.hidden_size, n_heads=text.num_attention_heads,
-        n_key_value_heads=text.num_key_value_heads, d_head=heads.get("sliding_attention", wide), d_mlp=text.intermediate_size, d_vocab=text.vocab_size,
+        n_key_value_heads=text.num_key_value_heads, d_head=heads.get("sliding_attention", wide),
+        d_mlp=text.intermediate_size, d_vocab=text.vocab_size,
         n_ctx=text.max_position_embeddings, eps=text.rms_norm_eps, rotary_base=far["rope_theta"], mrope_section=None,
         act_fn=text.hidden_activation, model_name="gemma4", original_architecture=type(config).__name__,
         use_normalization_before_and_after=True, use_qk_norm=True, attn_types=tuple(kinds[kind] for kind in text.layer_types),
