@@ -305,7 +305,9 @@ class HookedAttention(nn.Module):
         if not points and at.mode != "eager":
             if at.hides_keys() or (self.window is not None and len(at.run.key_index) > self.window):
                 visible = self._near(at.mask(), at.run)
-                return attention.fused_in_chunks(q, k, v, visible, at.run.query_index, at.run.key_index, scale=self.scale)
+                return attention.fused_in_chunks(
+                    q, k, v, visible, at.run.query_index, at.run.key_index, scale=self.scale
+                )
             return attention.fused(q, k, v, None, causal=q.shape[2] > 1, scale=self.scale)
         if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
@@ -488,9 +490,11 @@ class HookedBlock(nn.Module):
     """One block, on the device its weights are on.
 
     Attributes:
+        plain: Whether it makes its own keys, and the stream gains just what its heads and its MLP say.
         resid_scale: What the stream is multiplied by as it leaves the block.
     """
 
+    plain: ClassVar[bool] = True
     hook_out_is_single_residual_stream: ClassVar[bool] = True
     """TransformerLens's logit lens asks."""
 

@@ -100,7 +100,7 @@ class Family(ABC):
     tested: ClassVar[str]
     schemes: ClassVar[tuple[Positions, ...]] = ("released",)
     has_stock: ClassVar[bool] = True
-    block: ClassVar[type[nn.Module]] = HookedBlock
+    block: ClassVar[Any] = HookedBlock
     sampling: Mapping[str, Any] = {"fps": 2.0}
     cfg: DecoderConfig
     tokenizer: Any

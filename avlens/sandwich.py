@@ -131,8 +131,13 @@ class OutScale(nn.Module):
 
 
 class SandwichBlock(nn.Module):
-    """One block, on the device its weights are on."""
+    """One block, on the device its weights are on.
 
+    Attributes:
+        plain: No: it may read another's keys, and what its heads say is normed before the stream gains it.
+    """
+
+    plain: ClassVar[bool] = False
     hook_out_is_single_residual_stream: ClassVar[bool] = True
     """TransformerLens's logit lens asks."""
 

@@ -136,6 +136,8 @@ def _why_in_full(model: HookedAVModel, touches: Sequence[tuple[str, Touch | None
     """Why an edit must be run in full, if it must."""
     if attached := model.watched_points():
         return f"a hook is attached to {attached[0].name}"
+    if not model.family.block.plain:
+        return "blocks of this model read keys that others made"
     silent = [name for name, touch in touches if touch is None]
     return f"what they touch at {silent[0]} is not known" if silent else None
 

@@ -62,7 +62,7 @@ class Gemma4(Family):
     name: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4 E2B, E4B"
     tested: ClassVar[str] = "the stock transformers model, on tiny random weights; whole-size shapes"
-    block: ClassVar[type[nn.Module]] = SandwichBlock
+    block: ClassVar[Any] = SandwichBlock
     sampling: Mapping[str, Any] = {"fps": 2.0, "max_frames": 32}
 
     def __init__(

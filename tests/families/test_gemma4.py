@@ -8,7 +8,9 @@ import torch
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
 from avlens import HookedAVModel, discard, knockout, patch
-from avlens.errors import CheckpointError, PromptError, UnsupportedSettingError
+from avlens.analyses.attribution import direct_logit_attribution
+from avlens.engine import sweep
+from avlens.errors import CheckpointError, HookError, PromptError, UnsupportedSettingError
 from avlens.families.gemma4 import Gemma4, _fitted, _stock
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
@@ -125,6 +127,16 @@ def test_keys_and_values_patched_everywhere_equal_residuals_patched_everywhere()
     rest = (clean.tokens.all - audio).positions
     assert_equal(by_keys[:, rest], by_stream[:, rest])
     assert largest_difference(by_stream[:, rest], MODEL(mute)[:, rest]) > 1e-3
+
+
+def test_sweeps_run_in_full_and_logits_are_not_split_by_head():
+    inputs = asked()
+    edits = {"audio": knockout(inputs.tokens.last, inputs.tokens.audio), "video": discard(inputs.tokens.video, layer=3)}
+    swept = sweep(MODEL, inputs, edits, logits_at=inputs.tokens.last)
+    for row, edit in zip(swept, edits.values(), strict=True):
+        assert_equal(row, MODEL.run_with_hooks(inputs, edit)[0, -1:])
+    with pytest.raises(HookError, match="a logit is no sum over heads"):
+        direct_logit_attribution(MODEL, inputs)
 
 
 def test_a_token_has_an_input_in_each_layer_and_media_have_that_of_padding():

@@ -18,7 +18,7 @@ from avlens.errors import CheckpointError, UnsupportedSettingError
 from avlens.families.qwen3_omni import Qwen3Omni, _by_expert, _n_audio_tokens
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
-from avlens.thinkers import thinker_key, thinker_stock
+from avlens.thinkers import thinker_config, thinker_key, thinker_stock
 from avlens.tokens import Modality
 from tests.helpers import assert_equal, prompt_of, real_positions, stock_run
 
@@ -259,6 +259,62 @@ def test_a_setting_that_changes_the_forward_pass_is_refused_by_name(section, set
         Qwen3Omni.check(config)
     with pytest.raises(UnsupportedSettingError, match=rf"sets thinker_config.{section}.{setting} = "):
         Qwen3Omni.check(whole)
+
+
+def test_the_settings_of_the_released_config_are_known():
+    """Those that Qwen3-Omni-30B-A3B-Instruct's config.json sets in each section, beside what transformers writes into all."""
+    everywhere = {
+        "add_cross_attention": False, "architectures": None, "bad_words_ids": None, "chunk_size_feed_forward": 0,
+        "do_sample": False, "dtype": None, "eos_token_id": None, "exponential_decay_length_penalty": None, "is_decoder": False,
+        "length_penalty": 1.0, "num_beams": 1, "output_attentions": False, "pruned_heads": {}, "return_dict": True,
+        "temperature": 1.0, "tf_legacy_loss": False, "torchscript": False, "typical_p": 1.0, "use_bfloat16": False,
+        "initializer_range": 0.02,
+    }  # fmt: skip
+    audio = everywhere | {
+        "activation_dropout": 0, "activation_function": "gelu", "attention_dropout": 0, "conv_chunksize": 500, "d_model": 1280,
+        "downsample_hidden_size": 480, "dropout": 0, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+        "encoder_layers": 32, "max_source_positions": 1500, "model_type": "qwen3_omni_moe_audio_encoder", "n_window": 50,
+        "n_window_infer": 800, "num_hidden_layers": 32, "num_mel_bins": 128, "output_dim": 2048, "scale_embedding": False,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    text = everywhere | {
+        "attention_bias": False, "attention_dropout": 0.0, "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu",
+        "hidden_size": 2048, "intermediate_size": 768, "max_position_embeddings": 65536, "mlp_only_layers": [],
+        "model_type": "qwen3_omni_moe_text", "moe_intermediate_size": 768, "norm_topk_prob": True, "num_attention_heads": 32,
+        "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48, "num_key_value_heads": 4,
+        "output_router_logits": False, "rms_norm_eps": 1e-6, "rope_theta": 1000000, "router_aux_loss_coef": 0.001,
+        "rope_scaling": {
+            "interleaved": True, "mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default",
+            "type": "default",
+        },
+        "shared_expert_intermediate_size": 0, "sliding_window": None, "tie_word_embeddings": False, "use_cache": True,
+        "use_qk_norm": True, "use_sliding_window": False, "vocab_size": 152064,
+    }  # fmt: skip
+    vision = everywhere | {
+        "apply_vit_abs_pos_embed": True, "deepstack_visual_indexes": [8, 16, 24], "depth": 27, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1152, "image_size": 768, "in_channels": 3, "in_chans": 3, "intermediate_size": 4304,
+        "model_type": "qwen3_omni_moe_vision_encoder", "num_heads": 16, "num_position_embeddings": 2304, "out_hidden_size": 2048,
+        "patch_size": 16, "spatial_merge_size": 2, "spatial_patch_size": 16, "temporal_patch_size": 2,
+        "tie_word_embeddings": True, "tokens_per_second": 2,
+    }  # fmt: skip
+    whole = {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"], "assistant_token_id": 77091, "code2wav_config": {},
+        "dtype": "bfloat16", "enable_audio_output": True, "im_end_token_id": 151645, "im_start_token_id": 151644,
+        "model_type": "qwen3_omni_moe", "system_token_id": 8948, "talker_config": {}, "transformers_version": "4.57.0.dev0",
+        "tts_bos_token_id": 151672, "tts_eos_token_id": 151673, "tts_pad_token_id": 151671, "user_token_id": 872,
+        "thinker_config": {
+            "audio_config": audio, "text_config": text, "vision_config": vision, "audio_end_token_id": 151670,
+            "audio_start_token_id": 151669, "audio_token_id": 151675, "dtype": "bfloat16", "image_token_id": 151655,
+            "initializer_range": 0.02, "model_type": "qwen3_omni_moe_thinker", "position_id_per_seconds": 13,
+            "seconds_per_chunk": 2, "user_token_id": 872, "video_token_id": 151656, "vision_end_token_id": 151653,
+            "vision_start_token_id": 151652,
+        },
+    }  # fmt: skip
+    Qwen3Omni.check(whole)
+    config = thinker_config(Qwen3OmniMoeThinkerConfig, whole)
+    cfg = Qwen3Omni(config, MODEL.tokenizer, {}, {}).cfg
+    assert (cfg.n_layers, cfg.d_head, cfg.mrope_section, cfg.n_deepstack) == (48, 128, (24, 20, 20), 3)
+    assert (cfg.num_experts, cfg.experts_per_token, cfg.rotary_base) == (128, 8, 1000000)
 
 
 def test_every_key_of_the_released_size_is_consumed_without_memory():
