@@ -137,6 +137,26 @@ class Cut:
         return [there, there[::-1]] if self.both else [there]
 
 
+USUAL = (
+    "video -> question", "audio -> question", "video -> options", "audio -> options", "question -> options", "video -> tail",
+    "audio -> tail", "video -> last", "audio -> last", "question -> last", "options -> last", "correct option -> last",
+    "incorrect options -> last", "tail -> last", "video <-> audio", "video -> video across frames",
+    "audio -> audio across chunks", "candidates -> reference", "candidates -> options", "candidates -> last",
+    "question -> reference", "reference -> last", "candidates -> candidates across clips", "media -> text",
+)  # fmt: skip
+"""The edges of "From Senses to Decisions", those to and from the template's tail, and all from media to what is none."""
+
+
+def usual_edges(tokens: TokenMap, groups: Mapping[str, TokenSet]) -> list[Edge]:
+    """Those of `USUAL` that a prompt has; where the right option is known, not those from all options."""
+    edges = [Edge.parse(text) for text in USUAL]
+    return [
+        edge
+        for edge in edges
+        if edge.cut(tokens, groups) and not (edge.source == "options" and "correct option" in groups)
+    ]
+
+
 def groups_of(groups: Groups | None, inputs: AVInputs) -> Mapping[str, TokenSet]:
     """The groups of a prompt; by default `avlens.groups.token_groups`.
 

@@ -120,6 +120,42 @@ def test_caption_by_every_method(run, clip, decoding, steps):
     assert all(len(values) <= 2 for values in written["steps"].values())
 
 
+def test_flow(run, clip, tmp_path):
+    page = tmp_path / "flow.html"
+    code, out, _ = run("flow", clip, "--answer-prefix", "a", "--out", page)
+    assert (
+        code == 0
+        and "video <-> audio" in out
+        and "answers ' " in out
+        and "Information flow" in page.read_text(encoding="utf-8")
+    )
+    cut = json.loads(
+        run("flow", clip, "--answer-prefix", "a", "-e", "media -> text", "--sweep", "top_down", "--json")[1]
+    )
+    changes = {row["layer"]: row["change"] for row in cut["flow"]}
+    assert cut["window"] == 1 and changes[0] < -50  # an answer needs to hear
+    first = json.loads(run("flow", clip, "--order", "question_first", "-e", "audio -> question", "--json")[1])
+    assert {row["pairs"] for row in first["flow"]} == {0} and {row["change"] for row in first["flow"]} == {0}
+    chosen = run(
+        "flow",
+        clip,
+        "-q",
+        "which ?",
+        "--option",
+        "bell",
+        "--option",
+        "drum",
+        "--correct",
+        "B",
+        "--controls",
+        1,
+        "--json",
+    )
+    rows = json.loads(chosen[1])["flow"]
+    assert {"correct option -> last", "incorrect options -> last"} <= {row["edge"] for row in rows}
+    assert all(row["control"] is not None for row in rows if row["pairs"])
+
+
 def test_models_and_check(run):
     code, out, _ = run("models")
     assert code == 0 and "avlens-tiny" in out and "qwen2_5_omni" in out
@@ -139,6 +175,11 @@ def test_models_and_check(run):
         (["trace", "CLIP", "--corrupt", "smell"], "smell"),
         (["trace", "CLIP", "--layers", "5-2"], "--layers is '5-2'"),
         (["trace", "CLIP", "--layers", "²"], "--layers is '²'"),
+        (["flow", "CLIP", "-e", "audio"], "'audio' is no edge. Write 'source -> target'"),
+        (["flow", "CLIP", "-e", "smell -> last"], "no prompt has both ends of the edge 'smell -> last'"),
+        (["flow", "CLIP", "--correct", "A"], "the prompt lists none"),
+        (["flow", "CLIP", "--window", "0"], "window 0"),
+        (["flow", "CLIP", "--sweep", "up"], "up"),
         (["trace", "SILENT"], "has no sound. Use --corrupt video."),
         (["trace", "BLIND", "--corrupt", "video"], "has no video. Use --corrupt audio."),
         (["lens", "SILENT", "--at", "audio"], "--at audio: the clip has no such token"),

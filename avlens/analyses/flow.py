@@ -203,8 +203,11 @@ class HeadFlow:
         means = self.change.nanmean(-1)
         return pd.DataFrame(means.numpy(), index=pd.Index(self.layers, name="layer"), columns=range(means.shape[1]))
 
+    def __repr__(self) -> str:
+        return f"HeadFlow({self.edge}, {len(self.layers)} layers, {self.change.shape[1]} heads, {len(self.answers)} prompts)"
+
     def _repr_html_(self) -> str:
-        return display.table("HeadFlow", self.to_frame(), self.made_by)
+        return display.table(repr(self), self.to_frame(), self.made_by)
 
 
 def information_flow(

@@ -1,7 +1,8 @@
 """Pictures of runs and results: one file, one picture.
 
-`plot` draws any result. `timeline` shows what tokens carry along a clip, `attention` and `attention_full` who attends
-to whom, and `report` writes a page with the clip inside. Nothing here sets a global renderer or reaches the network.
+`plot` draws any result, `flow_graph` information flow as a graph. `timeline` shows what tokens carry along a clip, `attention`
+and `attention_full` who attends to whom, and `report` writes a page with the clip inside. Nothing here sets a global renderer or
+reaches the network.
 
 All of it is loaded at once: functions bear the names of their modules, which a lazy import would put in their place.
 """
@@ -11,10 +12,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from avlens.analyses.attention_mass import AttentionMass
 from avlens.analyses.attribution import LogitAttribution
 from avlens.analyses.attribution_patching import PatchingEffects
+from avlens.analyses.discarding import Discarding
 from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
 from avlens.analyses.dynamics import AttentionDynamics
+from avlens.analyses.flow import HeadFlow, InformationFlow
 from avlens.analyses.logit_lens import LatentUnderstanding, LogitLens
 from avlens.analyses.paths import PathEffects
 from avlens.analyses.shift import ShiftTable, TokenShift
@@ -24,12 +28,17 @@ from avlens.analyses.transport import Transport
 from avlens.errors import ViewError
 from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
+from avlens.views.attention_mass import plot_attention_mass
 from avlens.views.attribution import plot_attribution
 from avlens.views.compare import compare
+from avlens.views.discarding import plot_discarding
 from avlens.views.dominance import plot_dominance
 from avlens.views.dynamics import plot_dynamics
 from avlens.views.explorer import PatchExplorer
+from avlens.views.flow import plot_flow
+from avlens.views.flow_graph import flow_graph
 from avlens.views.head_dominance import plot_head_dominance
+from avlens.views.head_flow import plot_head_flow
 from avlens.views.hubs import plot_hubs
 from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
@@ -49,7 +58,18 @@ from avlens.views.trace import plot_trace
 from avlens.views.trace_table import plot_trace_table
 from avlens.views.transport import plot_transport
 
-__all__ = ["PatchExplorer", "Section", "View", "attention", "attention_full", "compare", "plot", "report", "timeline"]
+__all__ = [
+    "PatchExplorer",
+    "Section",
+    "View",
+    "attention",
+    "attention_full",
+    "compare",
+    "flow_graph",
+    "plot",
+    "report",
+    "timeline",
+]
 
 
 @singledispatch
@@ -67,9 +87,13 @@ def plot(result: Any) -> go.Figure:
 
 
 plot.register(AttentionDynamics)(plot_dynamics)
+plot.register(AttentionMass)(plot_attention_mass)
 plot.register(CausalTrace)(plot_trace)
+plot.register(Discarding)(plot_discarding)
 plot.register(HeadDominance)(plot_head_dominance)
+plot.register(HeadFlow)(plot_head_flow)
 plot.register(Hubs)(plot_hubs)
+plot.register(InformationFlow)(plot_flow)
 plot.register(LatentUnderstanding)(plot_latent)
 plot.register(LayerTrace)(plot_layer_trace)
 plot.register(LogitAttribution)(plot_attribution)

@@ -143,6 +143,15 @@ def question_of(tokens: TokenMap) -> str:
     return tokens.prompt[int(asked[:, 0].min()) : int(asked[:, 1].max())].strip() if len(asked) else ""
 
 
+def told_apart(n: int) -> list[tuple[str, str]]:
+    """A colour and a dash for each of `n` lines; colours come again with another dash."""
+    return [(_LINES[i % len(_LINES)], _DASHES[i // len(_LINES) % len(_DASHES)]) for i in range(n)]
+
+
+_LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#332288", "#CC79A7", "#56B4E9", "#882255")
+_DASHES = ("solid", "dash", "dashdot", "longdash")
+
+
 def counted(n: int, noun: str) -> str:
     """`1 sink`, `3 sinks`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
