@@ -30,4 +30,6 @@ def test_the_notebook_runs(script):
     shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     figures = [output for output in shown if "application/vnd.plotly.v1+json" in output.get("data", {})]
     assert len(figures) == 3
-    assert any("CircuitsVis" in output.get("data", {}).get("text/html", "") for output in shown)
+    assert script.stem != "quickstart" or any(
+        "CircuitsVis" in output.get("data", {}).get("text/html", "") for output in shown
+    )
