@@ -39,6 +39,7 @@ from avlens.media.codec import (
     write_mp4,
     write_wav,
 )
+from avlens.media.dubbing import write_dubbed
 from avlens.media.reading import Wanted, check_piece, read_file, shown_between
 from avlens.media.thumbnails import strip, wave
 
@@ -293,6 +294,26 @@ class Clip:
             write_mp4(path, film, self._sound("to_file") if self.has_audio else None)
         else:
             raise MediaError(f"{path} does not say which format to write. End it in .mp4 or .wav.")
+        return path
+
+    def dub(self, video: str | Path, path: str | Path) -> Path:
+        """Write the pictures of a video file, packet by packet as they are, with this clip's sound. Returns the path.
+
+        The sound is cut, or followed by silence, to the length of the pictures, and encoded as AAC.
+
+        Args:
+            video: Whose pictures are kept.
+            path: An .mp4, or an .mkv, which holds any pictures.
+
+        Raises:
+            MediaError: If this clip has no sound, the video cannot be read, or its pictures do not fit into such a file.
+        """
+        path, video = Path(path), Path(video)
+        if path.suffix.lower() not in (".mp4", ".mkv") or path.absolute() == video.absolute():
+            raise MediaError(
+                f"{path} cannot hold {video.name} with other sound. End it in .mp4 or .mkv, beside the video."
+            )
+        write_dubbed(path, video, self._sound("dub"))
         return path
 
     def _film(self, asked: str) -> tuple[UInt8[Tensor, "frame 3 height width"], float]:

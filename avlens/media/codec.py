@@ -183,16 +183,16 @@ def write_mp4(
     Raises:
         MediaError: If the file cannot be written.
     """
-    with _created(path, {"movflags": "+faststart"}) as container:
+    with created(path, {"movflags": "+faststart"}) as container:
         streams: dict[type, Any] = {}
         frames: list[Iterator[Any]] = []
         if film is not None:
             streams[av.VideoFrame] = _add_video(container, *film)
             frames.append(_video_frames(*film))
         if sound is not None:
-            waveform, rate = _at_aac_rate(*sound)
+            waveform, rate = at_aac_rate(*sound)
             streams[av.AudioFrame] = container.add_stream("aac", rate=rate, layout="mono")
-            frames.append(_audio_frames(waveform, rate, "flt"))
+            frames.append(audio_frames(waveform, rate, "flt"))
         for frame in heapq.merge(*frames, key=lambda frame: frame.pts * frame.time_base):
             container.mux(streams[type(frame)].encode(frame))
         for stream in streams.values():
@@ -205,10 +205,10 @@ def write_wav(path: Path, waveform: Float32[Tensor, " sample"], sample_rate: int
     Raises:
         MediaError: If the file cannot be written.
     """
-    with _created(path, {}) as container:
+    with created(path, {}) as container:
         stream = container.add_stream("pcm_s16le", rate=sample_rate, layout="mono")
         whole = (waveform * 32768).round().clamp(-32768, 32767).to(torch.int16)
-        for frame in _audio_frames(whole, sample_rate, "s16"):
+        for frame in audio_frames(whole, sample_rate, "s16"):
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
@@ -235,7 +235,7 @@ def _check_samples(samples: Float32[Tensor, " sample"], source: str | Path | Non
 
 
 @contextmanager
-def _created(path: Path, options: dict[str, str]) -> Iterator[Any]:
+def created(path: Path, options: dict[str, str]) -> Iterator[Any]:
     """The file, for writing, until the block ends."""
     try:
         with av.open(str(path.absolute()), "w", options=options) as container:
@@ -275,13 +275,15 @@ def _video_frames(frames: UInt8[Tensor, "frame 3 height width"], fps: float) -> 
         yield frame
 
 
-def _at_aac_rate(waveform: Float32[Tensor, " sample"], rate: int) -> tuple[Float32[Tensor, " new_sample"], int]:
+def at_aac_rate(waveform: Float32[Tensor, " sample"], rate: int) -> tuple[Float32[Tensor, " new_sample"], int]:
+    """The samples at a rate that AAC knows, and the rate."""
     if rate in _AAC_RATES:
         return waveform, rate
     return resample(waveform, rate, 48000), 48000
 
 
-def _audio_frames(waveform: Shaped[Tensor, " sample"], rate: int, sample_format: str) -> Iterator[Any]:
+def audio_frames(waveform: Shaped[Tensor, " sample"], rate: int, sample_format: str) -> Iterator[Any]:
+    """The samples as PyAV's frames."""
     for start in range(0, len(waveform), 1024):
         yield _audio_frame(waveform[start : start + 1024].numpy(), rate, sample_format, start)
 

@@ -92,7 +92,7 @@ class Contents:
 def scan(path: Path) -> Contents:
     """Read every packet of a file without decoding any."""
     with opened(path) as container:
-        video, audio = _pick(container.streams.video), _pick(container.streams.audio)
+        video, audio = pick(container.streams.video), pick(container.streams.audio)
         if video is None and audio is None:
             raise MediaError(f"{path} holds neither pictures nor sound that can be decoded. Give another file.")
         origin = _origin([stream for stream in (video, audio) if stream is not None])
@@ -137,7 +137,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
         raise MediaError(f"{path} is empty (0 bytes). Copy or record it again.")
 
 
-def _pick(streams: Any) -> Any:
+def pick(streams: Any) -> Any:
     """The first track that can be decoded and is not a cover picture."""
     return next((stream for stream in streams if stream.codec_context is not None and not _is_cover(stream)), None)
 

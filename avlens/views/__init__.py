@@ -21,6 +21,7 @@ from avlens.analyses.dynamics import AttentionDynamics
 from avlens.analyses.flow import HeadFlow, InformationFlow
 from avlens.analyses.logit_lens import LatentUnderstanding, LogitLens
 from avlens.analyses.paths import PathEffects
+from avlens.analyses.probes import Probes
 from avlens.analyses.shift import ShiftTable, TokenShift
 from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
@@ -48,6 +49,7 @@ from avlens.views.patch_effects import plot_patching
 from avlens.views.patch_grid import plot_patch_grid
 from avlens.views.patching import PatchGrid
 from avlens.views.paths import plot_paths
+from avlens.views.probes import plot_probes
 from avlens.views.report import Section, report
 from avlens.views.shift import plot_shift
 from avlens.views.shift_table import plot_shift_table
@@ -101,6 +103,7 @@ plot.register(LogitLens)(plot_lens)
 plot.register(ModalityDominance)(plot_dominance)
 plot.register(PatchingEffects)(plot_patching)
 plot.register(PathEffects)(plot_paths)
+plot.register(Probes)(plot_probes)
 plot.register(ShiftTable)(plot_shift_table)
 plot.register(PatchGrid)(plot_patch_grid)
 plot.register(SinkDims)(plot_sink_dims)

@@ -8,6 +8,7 @@ from avlens.analyses.dominance import head_dominance, modality_dominance, split_
 from avlens.analyses.dynamics import attention_dynamics
 from avlens.analyses.logit_lens import latent_understanding, logit_lens
 from avlens.analyses.paths import path_patching
+from avlens.analyses.probes import linear_probes, probe_features
 from avlens.analyses.shift import shift_table, token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
@@ -59,6 +60,7 @@ def run():
         ),
         windows=path_patching(model, **two, edges=["audio -> last"], window=1),
         transport=transport(model, **two),
+        probes=linear_probes(probe_features(model, [inputs, silent] * 3), ["a", "b"] * 3, folds=2, n_shuffles=1),
         lens=lens,
         latent=latent_understanding([lens, lens], [{"bell"}, {"drum"}]),
         shift=shift,

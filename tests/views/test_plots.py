@@ -222,3 +222,11 @@ def test_an_estimate_is_compared_with_what_was_run(run):
     assert "Spearman" in fig.layout.title.text and len(fig.data[1].x) == run.by_head.heads.numel()
     with pytest.raises(ViewError, match="cannot be compared"):
         compare(run.by_head, run.transport)
+
+
+def test_probes_have_a_line_a_band_and_a_control_for_each_set(run):
+    fig = plot(run.probes)
+    named = {one.name: one for one in fig.data if one.name}
+    assert set(named) == {"video", "audio", "last"} and len(fig.data) == 9
+    assert named["audio"].line.color == COLOURS[Modality.AUDIO]
+    assert list(named["video"].y) == pytest.approx(run.probes.accuracy[0].tolist())
