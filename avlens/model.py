@@ -288,6 +288,21 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             resid = self.ln_final.stock(resid.to(device_of(self.ln_final.stock)))
         return self._capped(self.unembed(resid.to(device_of(self.unembed))))
 
+    def require_plain_blocks(self, what: str) -> None:
+        """Refuse what takes blocks for plain: scores scaled by 1 / sqrt(d_head) over all keys, heads that write into the stream.
+
+        Args:
+            what: What asks, for the message.
+
+        Raises:
+            HookError: If they are not.
+        """
+        if not self.family.block.plain:
+            raise HookError(
+                f"{what} is not defined for {self.family.title}, whose blocks read windows and one another's keys, and norm what "
+                "heads say before the stream gains it. Use patch, knockout or attribution_patching."
+            )
+
     def accumulated_bias(
         self,
         layer: int,

@@ -28,7 +28,7 @@ from torch import Tensor
 from avlens import display
 from avlens.cache import AVCache, Reduction, reduce
 from avlens.edges import Groups, groups_of
-from avlens.errors import HookError, PositionError, PromptError
+from avlens.errors import PositionError, PromptError
 from avlens.hooks import HookPoint, query_positions
 from avlens.inputs import AVInputs
 from avlens.tokens import TokenSet
@@ -126,11 +126,7 @@ def direct_logit_attribution(
         PromptError: If the answer and what it is compared with begin with the same token.
         PositionError: If two groups share a position.
     """
-    if not model.family.block.plain:
-        raise HookError(
-            f"{model.family.title} norms what heads and MLPs say before the stream gains it, and scales the stream, so that a "
-            "logit is no sum over heads. Use attribution_patching or patching instead."
-        )
+    model.require_plain_blocks("direct logit attribution")
     parts = _partition(inputs, groups_of(groups, inputs))
     logits, cache = _run(model, inputs)
     first = _token(model, answer, logits)

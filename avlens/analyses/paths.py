@@ -116,6 +116,7 @@ def path_patching(
         PromptError: If the prompts differ in more than their media, both answer the same, or there is no edge.
         LayerError: If there is no such window.
     """
+    model.require_plain_blocks("path patching")
     runs = _Runs.of(model, clean, corrupt, direction, answers)
     layers, swept = ((), (tuple(range(model.cfg.n_layers)),)) if window is None else layer_spans(
         model.cfg.n_layers, window=window, sweep=spans
@@ -153,6 +154,7 @@ def open_paths(
         PositionError: If the prompt lacks a group, or two of a chain share a position.
         PromptError: As in `path_patching`.
     """
+    model.require_plain_blocks("path patching")
     runs = _Runs.of(model, clean, corrupt, direction, answers)
     found = groups_of(groups, clean)
     listed = chains if isinstance(chains, Mapping) else {" -> ".join(chain): chain for chain in chains}

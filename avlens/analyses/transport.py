@@ -118,6 +118,7 @@ def transport(
         PositionError: If the prompt lacks a group of an edge.
         PromptError: If the prompts differ in more than their media, both answer the same, or there is no edge.
     """
+    model.require_plain_blocks("transport")
     cuts = _cuts(clean, corrupt, edges, groups)
     source, target = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     said, read = _run(model, source, ["rot_k", "v"])
@@ -165,6 +166,7 @@ def exact_transport(
         PositionError: As `transport`.
         PromptError: As `transport`.
     """
+    model.require_plain_blocks("transport")
     cuts = _cuts(clean, corrupt, edges, groups)
     source, target = (clean, corrupt) if direction == "denoise" else (corrupt, clean)
     said, read = _run(model, source, ["rot_k", "v"])

@@ -9,6 +9,8 @@ from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 
 from avlens import HookedAVModel, discard, knockout, patch
 from avlens.analyses.attribution import direct_logit_attribution
+from avlens.analyses.paths import path_patching
+from avlens.analyses.transport import transport
 from avlens.engine import sweep
 from avlens.errors import CheckpointError, HookError, PromptError, UnsupportedSettingError
 from avlens.families.gemma4 import Gemma4, _fitted, _stock
@@ -135,8 +137,14 @@ def test_sweeps_run_in_full_and_logits_are_not_split_by_head():
     swept = sweep(MODEL, inputs, edits, logits_at=inputs.tokens.last)
     for row, edit in zip(swept, edits.values(), strict=True):
         assert_equal(row, MODEL.run_with_hooks(inputs, edit)[0, -1:])
-    with pytest.raises(HookError, match="a logit is no sum over heads"):
-        direct_logit_attribution(MODEL, inputs)
+    mute = asked(CLIP.silenced())
+    for analysis in (
+        lambda: direct_logit_attribution(MODEL, inputs),
+        lambda: transport(MODEL, inputs, mute),
+        lambda: path_patching(MODEL, inputs, mute, ["audio -> last"]),
+    ):
+        with pytest.raises(HookError, match="is not defined for Gemma 4 E2B, E4B, whose blocks read windows"):
+            analysis()
 
 
 def test_a_token_has_an_input_in_each_layer_and_media_have_that_of_padding():
