@@ -233,4 +233,4 @@ if __name__ == "__main__":
         print(f"\n{name}\n{text}", flush=True)
         PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), name, text), encoding="utf-8")
     if given.pictures:
-        pictures(loaded, chosen, PAGE.parent / "images")
+        pictures(loaded, chosen[:8], PAGE.parent / "images")
