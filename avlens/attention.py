@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK_BYTES = 8 * 2**20
-"""How large the scores of one chunk of query rows may be, in fp32."""
+CHUNK_BYTES = 2 * 2**20
+"""How large the scores of one chunk of query rows may be, in fp32: what a core's own cache holds."""
+
+DEVICE_CHUNKS = 32
+"""How many such chunks other devices take at once, which are kept busy by large ones only."""
 
 CHUNK_ROWS = {"cpu": 128}
 """How many query rows the fused kernel takes at once where some of the keys are hidden: keys after the last of them cost
@@ -71,9 +74,10 @@ def explicit(
     on_scores: Edit,
     on_pattern: Edit,
     scale: float | None = None,
+    clear: int = 0,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
-    """Attend by way of the scores and the pattern, each handed to its edit on the way."""
-    scores = on_scores(attention_scores(q, k, visible, scale))
+    """Attend by way of the scores and the pattern, each handed to its edit on the way; every row sees the first `clear` keys."""
+    scores = on_scores(attention_scores(q, k, visible, scale, clear))
     pattern = on_pattern(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
     groups = pattern.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     return (groups @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
@@ -84,12 +88,16 @@ def attention_scores(
     k: Float[Tensor, "batch key_value_head key_pos d_head"],
     visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
     scale: float | None = None,
+    clear: int = 0,
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
-    """Scaled scores, -inf where a key is not visible."""
+    """Scaled scores, -inf where a key is not visible; the first `clear` of them are, to every row."""
     groups = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
     scores = (groups @ k.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
     # In place: nothing else holds what the product made.
-    return scores.mul_(q.shape[-1] ** -0.5 if scale is None else scale).masked_fill_(~visible, -torch.inf)
+    scores.mul_(q.shape[-1] ** -0.5 if scale is None else scale)[..., clear:].masked_fill_(
+        ~visible[..., clear:], -torch.inf
+    )
+    return scores
 
 
 def visible_keys(

@@ -268,18 +268,20 @@ def attention_received(queries: TokenSet, label: str) -> Reduction:
 
     Strictly later: what a token pays to itself does not count. Rows of other layouts get 0.
     """
+    # One entry per position of the prompt, one for those after it, and, where -1 points, one for those before it.
+    holds = torch.cat([queries.mask, torch.tensor([queries.open_ended, False])]).float()
 
     def received(
         pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
     ) -> Float[Tensor, "batch head key_pos"]:
         query, key = query_positions(hook, pattern, dim=2), key_positions(hook, pattern)
-        pattern = pattern.float()
-        asked = (queries.holds(query) & rows_of(hook, queries).to(query.device)[:, None]).float()
+        asked = holds.to(query.device)[query.clamp(-1, len(queries.tokens))]
+        asked = (asked * rows_of(hook, queries).to(query.device)[:, None])[:, None, None]
         # Only keys from the first query row on can be a row's own or later ones.
         clear = int((key[0] < query[0, 0]).sum())
         later = query[0, :, None] > key[0, None, clear:]
-        before = torch.einsum("bq,bhqk->bhk", asked, pattern[..., :clear])
-        return torch.cat([before, torch.einsum("bq,bhqk->bhk", asked, pattern[..., clear:] * later)], dim=-1)
+        before = asked @ pattern[..., :clear].float()
+        return torch.cat([before, asked @ (pattern[..., clear:].float() * later)], dim=-1)[:, :, 0]
 
     return Reduction("pattern", label, received, "sum")
 

@@ -328,6 +328,8 @@ class HookedAttention(nn.Module):
         """Explicit attention, some query rows at a time: no tensor of size head x pos x pos is made."""
         run, rows, keys = at.run, at.run.query_index, at.run.key_index
         n = attention.chunk_rows(q.shape[0] * q.shape[1], k.shape[2], q.shape[2])
+        n *= 1 if q.device.type == "cpu" else attention.DEVICE_CHUNKS
+        padded = bool(run.padding.any())
         parts = []
         try:
             for chunk, index in zip(q.split(n, dim=2), rows.split(n), strict=True):
@@ -336,8 +338,9 @@ class HookedAttention(nn.Module):
                 run.query_index, run.key_index = index, keys[:seen]
                 where = (index, run.key_index, run.padding)
                 visible = self._near(attention.visible_keys(*(one.to(q.device) for one in where)), run)
+                clear = 0 if padded or self.window is not None else int(torch.searchsorted(keys, index[0]))
                 edits = self._edits()
-                parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, **edits))
+                parts.append(attention.explicit(chunk, k[:, :, :seen], v[:, :, :seen], visible, clear=clear, **edits))
         finally:
             run.query_index, run.key_index = rows, keys
         return torch.cat(parts, dim=2)
