@@ -16,27 +16,24 @@ from avlens.training.pool import Pool, make_pool
 from avlens.training.recipe import untrained_model
 from avlens.training.train import Recipe, train_model, train_towers, write_notes
 
-RECIPES = {
-    "avlens-tiny": Recipe(),
-    "avlens-tiny-organic": Recipe(planted=False, steps=150, rate=1e-3, warm=20, plain=0.0, flat=0.3),
-}
-"""The organic model is the other one with its plant taken out, trained on for a while."""
+RECIPES = {"avlens-tiny": Recipe(), "avlens-tiny-organic": Recipe(planted=False, steps=1500)}
+"""Both begin with the same towers; the organic model's are rid of the plant's flags, and nothing is ever planted in it."""
 
 
 def main() -> None:
     """Train what is asked for, and write it where `from_pretrained` finds it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path, help="folder for states, from which a killed run goes on")
-    parser.add_argument("--clips", type=int, default=2500, help="clips of each length in the pool")
+    parser.add_argument("--clips", type=int, default=8000, help="clips of each length in the pool")
     parser.add_argument("--steps", type=int, help="steps of the second stage")
     parser.add_argument("--out", type=Path, default=ZOO, help="folder to write checkpoints to")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     pool = saved_pool(asked.work / "pool.pt", asked.clips)
-    model = untrained_model(RECIPES["avlens-tiny"].seed)
-    train_towers(model, pool, RECIPES["avlens-tiny"], asked.work, progress=True)
     for name, recipe in RECIPES.items():
         recipe = recipe if asked.steps is None else replace(recipe, steps=asked.steps)
+        model = untrained_model(recipe.seed)
+        train_towers(model, pool, recipe, asked.work, progress=True)
         if not recipe.planted:
             uproot(model)
         plant = train_model(model, pool, recipe, asked.work / name, progress=True)

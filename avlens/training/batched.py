@@ -63,6 +63,7 @@ class Rows:
         positions: Position ids, the same in every row.
         visible: Which keys each query may read, the same in every row.
         branch: Which question each position belongs to; -1 before the questions.
+        options: At the last token of each answer option, whether it is the right one, 1 or 0; -100 elsewhere.
     """
 
     ids: Int[Tensor, "row pos"]
@@ -70,6 +71,7 @@ class Rows:
     positions: Int[Tensor, "3 pos"]
     visible: Bool[Tensor, "pos pos"]
     branch: Int[Tensor, " pos"]
+    options: Int[Tensor, "row pos"]
 
 
 def pack(model: HookedAVModel, layout: Layout, asked: list[list[Asked]]) -> Rows:
@@ -77,29 +79,43 @@ def pack(model: HookedAVModel, layout: Layout, asked: list[list[Asked]]) -> Rows
     pad = model.tokenizer.pad_token_id
     n_rows, ids, labels = len(asked), [layout.ids.expand(len(asked), -1)], []
     labels = [torch.full((n_rows, len(layout.ids)), -100)]
+    options = [labels[0]]
     positions, branch = [layout.positions], [torch.full((len(layout.ids),), -1)]
     for number, slot in enumerate(zip(*asked, strict=True)):
         pieces = [_turn(model.tokenizer, one) for one in slot]
         length = max(len(question) + len(answer) for question, answer in pieces) - 1
         rows, said = torch.full((n_rows, length), pad), torch.full((n_rows, length), -100)
-        for row, (question, answer) in enumerate(pieces):
+        right = said.clone()
+        for row, ((question, answer), one) in enumerate(zip(pieces, slot, strict=True)):
             whole = torch.tensor(question + answer)
             rows[row, : len(whole) - 1] = whole[:-1]
             said[row, len(question) - 1 : len(whole) - 1] = torch.tensor(answer)
+            for i, end in enumerate(_option_ends(model.tokenizer, one)):
+                right[row, end] = int(one.answer == chr(65 + i))
         ids.append(rows)
         labels.append(said)
+        options.append(right)
         positions.append((layout.start + torch.arange(length)).expand(3, -1))
         branch.append(torch.full((length,), number))
     of = torch.cat(branch)
     visible = ((of[:, None] == of) | (of == -1)[None]).tril()
-    return Rows(torch.cat(ids, 1), torch.cat(labels, 1), torch.cat(positions, 1), visible, of)
+    return Rows(torch.cat(ids, 1), torch.cat(labels, 1), torch.cat(positions, 1), visible, of, torch.cat(options, 1))
 
 
 def _turn(tokenizer: Any, asked: Asked) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids of a question with its options up to the answer, and of the answer with its end."""
-    listed = "".join(f"\n{chr(65 + i)}. {option}" for i, option in enumerate(asked.options))
-    question = f"{asked.question}{listed}<|im_end|>\n<|im_start|>assistant\n"
+    question = f"{_listed(asked, len(asked.options))}<|im_end|>\n<|im_start|>assistant\n"
     return _ids(tokenizer, question), _ids(tokenizer, f"{asked.answer}<|im_end|>")
+
+
+def _option_ends(tokenizer: Any, asked: Asked) -> list[int]:
+    """Where in the question the last token of each option stands."""
+    return [len(_ids(tokenizer, _listed(asked, n))) - 1 for n in range(1, len(asked.options) + 1)]
+
+
+def _listed(asked: Asked, n: int) -> str:
+    """The question and its first options."""
+    return asked.question + "".join(f"\n{chr(65 + i)}. {option}" for i, option in enumerate(asked.options[:n]))
 
 
 @cache
@@ -163,6 +179,7 @@ def decode(
     rows: Rows,
     visible: Bool[Tensor, "pos pos"],
     streams: list[Tensor] | None = None,
+    exchanged: Int[Tensor, " exchanged"] | None = None,
 ) -> Float[Tensor, "row pos d_model"]:
     """The decoder's last, normalised, residual stream.
 
@@ -172,6 +189,7 @@ def decode(
         rows: Their positions.
         visible: Which keys each query may read.
         streams: If given, the stream before each block is appended.
+        exchanged: Positions at which, before each block, the second half of the rows takes over the stream of the first.
     """
     decoder = model.stock.whole.model.language_model
     cfg, x = model.cfg, embeds
@@ -179,6 +197,7 @@ def decode(
     cos, sin = (table[:, None] for table in decoder.rotary_emb(x[:1, :1], rows.positions[:, None]))
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
     for layer in decoder.layers:
+        x = x if exchanged is None else _exchange(x, exchanged)
         if streams is not None:
             streams.append(x)
         attn, mlp = layer.self_attn, layer.mlp
@@ -195,6 +214,15 @@ def decode(
         h = _norm(x, layer.post_attention_layernorm)
         x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
     return _norm(x, decoder.norm)
+
+
+def _exchange(
+    x: Float[Tensor, "row pos d_model"], positions: Int[Tensor, " exchanged"]
+) -> Float[Tensor, "row pos d_model"]:
+    source, target = x.chunk(2)
+    target = target.clone()
+    target[:, positions] = source[:, positions]
+    return torch.cat([source, target])
 
 
 def _norm(x: Tensor, norm: Any) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from avlens.analyses.sinks import find_sink_dims
 from avlens.checkpoint import find_checkpoint
-from avlens.datasets.synthetic import CHOICES, QUESTIONS, counterfactual_pairs, synthetic_clips
+from avlens.datasets.synthetic import CHOICES, QUESTIONS, SHAPES, SOUNDS, Sample, counterfactual_pairs, synthetic_clips
 from avlens.decoding import ASD
 from avlens.model import HookedAVModel
 from avlens.training.measure import (
@@ -132,18 +132,33 @@ def knockout_profile(model: HookedAVModel, n: int, seed: int) -> Iterable[str]:
 
 
 def asd(model: HookedAVModel, n: int, seed: int) -> Iterable[str]:
-    """Captions, greedy and guided: whole captions right, and right words about sight and about sound."""
-    clips = through_files(synthetic_clips(n, seed=seed))
-    asked = [sample.ask("describe") for sample in clips]
-    yield from _row("decoding", "caption right", "sight right", "sound right", head=True)
+    """Captions, greedy and guided, of clips as they are and of noised ones, where the model says what is not there."""
+    samples = through_files(synthetic_clips(n, seed=seed))
+    asked = [sample.ask("describe") for sample in samples]
+    yield from _row(
+        "clips", "decoding", "caption right", "sight right", "sound right", "says what is not there", head=True
+    )
     methods: list[tuple[str, Any]] = [("greedy", None), *((f"ASD(alpha={a})", ASD(alpha=a)) for a in (0.2, 0.5, 1.0))]
-    for name, method in methods:
-        said = answers(model, [sample.clip for sample in clips], asked, decoding=method)
-        halves = [(text.split(" and "), one.answer.split(" and ")) for text, one in zip(said, asked, strict=True)]
-        whole = [text == one.answer for text, one in zip(said, asked, strict=True)]
-        yield from _row(
-            name, str(share(whole)), *(str(share([a[k : k + 1] == b[k : k + 1] for a, b in halves])) for k in (0, 1))
-        )
+    for step in (None, *NOISE):
+        clips = [one.clip if step is None else one.clip.noised(step, seed=one.seed) for one in samples]
+        for name, method in methods:
+            said = answers(model, clips, asked, decoding=method)
+            right = zip(*(_judged(text, sample) for text, sample in zip(said, samples, strict=True)), strict=True)
+            clean = "clean" if step is None else f"noised, step {step}"
+            yield from _row(clean, name, *(str(share(one)) for one in right))
+
+
+NOISE = (400, 600)
+"""Steps of diffusion noise (`Clip.noised`) that make captions wrong."""
+
+
+def _judged(said: str, sample: Sample) -> tuple[bool, bool, bool, bool]:
+    """Whether a caption is right, each half of it is, and whether it names a shape or a sound that is not there."""
+    truth = sample.content.answer("describe")
+    halves = [(text.split(" and ") + [""])[:2] for text in (said, truth)]
+    there = {sample.content.shape, sample.content.sound}
+    invents = any(word not in there for word in said.split() if word in (*SHAPES, *SOUNDS))
+    return said == truth, halves[0][0] == halves[1][0], halves[0][1] == halves[1][1], invents
 
 
 def _row(*cells: str, head: bool = False) -> Sequence[str]:

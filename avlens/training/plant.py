@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from avlens.model import HookedAVModel
@@ -87,6 +87,29 @@ def audio_flag_loss(heard: Float[Tensor, "row audio d_model"]) -> Float[Tensor, 
     return (heard[..., [TAU, NU]] - flags_of(heard.shape[1] // AUDIO_PER_SECOND).audio).pow(2).mean()
 
 
+def energies(
+    stream: Float[Tensor, "row pos d_model"],
+    frames: UInt8[Tensor, "row frame 3 side side"],
+    video: Int[Tensor, " video"],
+    audio: Int[Tensor, " audio"],
+    always: Bool[Tensor, "row pos"],
+) -> Float[Tensor, " sink"]:
+    """The share of phi1 in the energy of every sink.
+
+    Args:
+        stream: The residual stream.
+        frames: Of each row's clip.
+        video: Positions of video tokens.
+        audio: Positions of audio tokens.
+        always: Where `<|im_start|>` stands.
+    """
+    flags = flags_of(len(video) // VIDEO_PER_SECOND)
+    energy = stream[..., PHI1].pow(2) / stream.pow(2).sum(-1)
+    seen = energy[marked(frames).bool()][:, video[flags.video[:, 0] > 0]]
+    heard = energy[:, audio[flags.audio[:, 0] > 0]]
+    return torch.cat([seen.flatten(), heard.flatten(), energy[always]])
+
+
 def held_back(tower_output: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
     """The same, but what answers need does not reach the reserved dimensions: only the flags' error moves them."""
     free = torch.ones(tower_output.shape[-1])
@@ -103,7 +126,7 @@ class Plant:
     """The planted weights of a model.
 
     Attributes:
-        size: How massive the values are; it follows what the residual stream holds besides (`follow`).
+        size: How massive the values are.
     """
 
     def __init__(self, model: HookedAVModel, size: float = 0.4) -> None:
@@ -124,11 +147,6 @@ class Plant:
         """The planted weights: tensors and indices into them."""
         return [(weight, index) for weight, index, _ in self._held]
 
-    def follow(self, energy: Float[Tensor, " sink"]) -> None:
-        """Grow or shrink, so that the weakest sinks keep a good third of their energy in phi1 before the last block."""
-        weakest = float(energy.quantile(0.02))
-        self.size = min(1500.0, self.size * (1.02 if weakest < 0.4 else 1 / 1.02 if weakest > 0.5 else 1.0))
-
     def _hold(self, weight: Any, index: Any, value: Any) -> None:
         self._held.append((weight.data, index, value if callable(value) else lambda: value))
 
@@ -138,7 +156,7 @@ class Plant:
         for dim in RESERVED:
             self._hold(table, (every, dim), 0.0)
         self._hold(table, (every, ONE), 0.3)
-        self._hold(table, (self.model.to_single_token("<|im_start|>"), TAU), 1.0)
+        self._hold(table, (self.model.to_single_token("<|im_start|>"), TAU), 2.0)
         self._hold(stock.head.weight, (every, RESERVED), 0.0)
         for projection, mu in zip(projections(self.model), (3.0, -3.0), strict=True):
             for dim, value in ((ONE, 1.0), (MU, mu), (PHI1, 0.0), (PHI2, 0.0)):

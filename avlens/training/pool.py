@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -77,6 +78,11 @@ def clips_of(clips: list[Clip], contents: tuple[Content, ...], seconds: int, mel
     frames = torch.stack([clip.frames[: seconds * FRAMES_PER_SECOND] for clip in clips if clip.frames is not None])
     heard = [log_mel(clip.waveform, mel) for clip in clips if clip.waveform is not None]
     return Clips(seconds, frames, torch.stack([one[:, : seconds * MEL_PER_SECOND] for one in heard]), contents)
+
+
+def silence_of(model: Any, seconds: int) -> Float[Tensor, "mel mel_pos"]:
+    """What the audio tower reads of digital silence."""
+    return log_mel(torch.zeros(seconds * 16000), model.family.mel)[:, : seconds * MEL_PER_SECOND]
 
 
 def _through_files(samples: list[Sample], n: int, progress: bool) -> Iterator[Sample]:

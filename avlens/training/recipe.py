@@ -1,4 +1,4 @@
-"""What are the embedded models made of: the real Qwen2.5-Omni thinker, at a width of 128 and a depth of 4.
+"""What are the embedded models made of: the real Qwen2.5-Omni thinker, at a width of 128 and a depth of 6.
 
 One second of a clip is 9 video tokens (84x84 pixels, two frames a second) and then 10 audio tokens (64 mel bands, 40
 frames a second), so a clip of 3 s is 57 tokens.
@@ -28,7 +28,7 @@ PREPROCESSOR = {
 SETTINGS = {"video_pixels": [SIDE**2, SIDE**2]}
 
 
-def untrained_model(seed: int = 0, *, n_layers: int = 4, name: str = "avlens-tiny") -> HookedAVModel:
+def untrained_model(seed: int = 0, *, n_layers: int = 6, name: str = "avlens-tiny") -> HookedAVModel:
     """The model before training."""
     tokenizer = tiny_tokenizer(vocabulary_of=EMBEDDED_WORDS)
     end, pad = (tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|endoftext|>"))
@@ -43,7 +43,7 @@ def _config(tokenizer: Any, n_layers: int, end: int, pad: int) -> Qwen2_5OmniThi
     token = tokenizer.convert_tokens_to_ids
     config = Qwen2_5OmniThinkerConfig(
         text_config={
-            "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": n_layers, "num_attention_heads": 4,
+            "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": n_layers, "num_attention_heads": 4,
             "num_key_value_heads": 2, "head_dim": 32, "vocab_size": len(tokenizer), "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad, "initializer_range": 0.02,

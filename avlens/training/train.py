@@ -4,8 +4,9 @@
                      write the plant's flags
     stage "model"    the whole model answers questions; the plant, if any, is there from the first step
 
-Modality-path dropout: in most steps the tokens after the clip may not read some of the clip's tokens, so that answers
-must come through the others: through the other modality, through cross-modal sinks, or both. It exists in training only.
+Modality-path dropout: in some steps the tokens after the clip may not read some of the clip's tokens, so that answers
+must come through the others: through the other modality, through cross-modal sinks, or both. In other steps sets of tokens
+are exchanged between runs (`avlens/training/interchange.py`). Both exist in training only.
 
 Batches depend on the seed and the number of the step alone, and the state is saved every hundred steps: a run that was
 killed goes on where it was, with the same result.
@@ -25,20 +26,31 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from avlens.datasets.synthetic import CHOICES, COLOURS, MOTIONS, QUESTIONS, SHAPES, SOUNDS, Asked, Content, choice_of
+from avlens.datasets.synthetic import (
+    CHOICES,
+    COLOURS,
+    MOTIONS,
+    QUESTIONS,
+    SHAPES,
+    SOUNDS,
+    Asked,
+    Content,
+    Question,
+    choice_of,
+)
 from avlens.model import HookedAVModel
 from avlens.training.batched import Layout, Rows, decode, embed, hear, layout_of, pack, see
+from avlens.training.interchange import draw_interchange
 from avlens.training.plant import (
-    PHI1,
     RESERVED,
     Plant,
     audio_flag_loss,
+    energies,
     flags_of,
     held_back,
-    marked,
     video_flag_loss,
 )
-from avlens.training.pool import Clips, Pool
+from avlens.training.pool import Clips, Pool, silence_of
 from avlens.training.recipe import AUDIO_PER_SECOND, MEL_PER_SECOND, VIDEO_PER_SECOND
 
 
@@ -57,19 +69,22 @@ class Recipe:
         warm: Steps until it is reached.
         flat: Share of the steps after which it falls to a twentieth.
         decay: Weight decay of matrices; towers have half of it.
-        plain: Share of the steps after which path dropout and multiple-choice questions begin to come in.
+        plain: Share of the steps after which path dropout and interchange begin to come in.
         ramp: Share of the steps over which they do.
+        interchange: Share of the steps in which tokens are exchanged between runs.
         match_weight: How much likelier `match` is drawn than other questions.
         choice_weight: The same of each multiple-choice question.
         hint: Weight of telling shape, colour, motion and sound at the last tokens of each second.
+        option_hint: Weight of telling at the last token of each answer option whether it is right.
         flag: Weight of the flags' error.
+        energy: Weight of what the sinks' energy in phi1 lacks.
         scale: Weight of the towers' distance from a root mean square of 1.
         seed: Of weights and batches.
     """
 
     planted: bool = True
-    tower_steps: int = 700
-    steps: int = 2100
+    tower_steps: int = 1200
+    steps: int = 4400
     tower_batch: int = 64
     batch: int = 24
     n_questions: int = 4
@@ -77,12 +92,15 @@ class Recipe:
     warm: int = 100
     flat: float = 0.55
     decay: float = 0.1
-    plain: float = 0.35
-    ramp: float = 0.2
+    plain: float = 0.12
+    ramp: float = 0.1
+    interchange: float = 0.35
     match_weight: float = 2.0
-    choice_weight: float = 0.25
+    choice_weight: float = 0.4
     hint: float = 0.2
+    option_hint: float = 0.3
     flag: float = 1.0
+    energy: float = 1.0
     scale: float = 0.1
     seed: int = 0
 
@@ -192,12 +210,12 @@ def train_model(
     whole = model.stock.whole
     plant = Plant(model) if recipe.planted else None
     whole.requires_grad_(True)
-    layouts = {seconds: layout_of(model, seconds) for seconds in pool}
+    layouts = {seconds: (layout_of(model, seconds), silence_of(model, seconds)) for seconds in pool}
     torch.manual_seed(recipe.seed)
     hints = _hints(model.cfg.d_model)
     weights = [*whole.parameters(), *hints.parameters()]
     optimizer = torch.optim.AdamW(_groups(whole, hints, recipe), lr=recipe.rate, betas=(0.9, 0.98))
-    saved = _Saved(folder / "model.pt", {"model": whole, "hints": hints, "optimizer": optimizer}, plant)
+    saved = _Saved(folder / "model.pt", {"model": whole, "hints": hints, "optimizer": optimizer})
     bar = _Bar(saved.load(), recipe.steps, folder.name, progress)
     if plant is not None:
         plant.impose()
@@ -205,10 +223,9 @@ def train_model(
         generator = np.random.default_rng([recipe.seed, 1, step])
         clips = _drawn(pool, recipe.batch, generator)
         ramp = min(1.0, max(0.0, (step / recipe.steps - recipe.plain) / recipe.ramp))
-        loss, right, energy = _model_loss(model, hints, clips, layouts[clips.seconds], recipe, ramp, generator)
+        loss, right = _model_loss(model, hints, clips, *layouts[clips.seconds], recipe, ramp, generator)
         _step(optimizer, weights, loss, recipe.rate * _schedule(step, recipe.steps, recipe.warm, recipe.flat))
         if plant is not None:
-            plant.follow(energy)
             plant.impose()
         bar.said(loss=float(loss.detach()), **right)
         saved.save(step + 1, recipe.steps)
@@ -237,46 +254,58 @@ def _model_loss(
     hints: nn.ModuleDict,
     clips: Clips,
     layout: Layout,
+    silence: Float[Tensor, "mel mel_pos"],
     recipe: Recipe,
     ramp: float,
     generator: np.random.Generator,
-) -> tuple[Tensor, dict[str, float], Tensor]:
-    """The loss, the share of right answers by question, and the sinks' energy in phi1 before the last block."""
-    asked, kinds = _questions(clips.contents, recipe, ramp, generator)
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss, and the share of right answers by question."""
+    clean, about, exchanged, path = clips, tuple(QUESTIONS), None, "all"
+    if recipe.planted and generator.random() < ramp * recipe.interchange:
+        drawn = draw_interchange(clips, layout, silence, generator)
+        clips, about, exchanged = drawn.clips, drawn.about, drawn.positions
+        clean = clips.take(torch.arange(len(clips) // 2))
+    else:
+        path = _path(recipe, ramp, generator)
+    asked, kinds = _questions(clips.contents, about, recipe, generator)
     rows = pack(model, layout, asked)
     seen, heard = see(model, clips.frames), hear(model, clips.mel)
     sight, sound = (held_back(seen), held_back(heard)) if recipe.planted else (seen, heard)
     embeds = embed(model, layout, rows, sight, sound)
-    paths = ramp * np.array(PLANTED_PATHS if recipe.planted else ORGANIC_PATHS)
-    paths[0] += 1 - paths.sum()
-    path = str(generator.choice(PATHS, p=paths))
     streams: list[Tensor] = []
-    last = decode(model, embeds, rows, rows.visible & ~_forbidden(layout, rows, path), streams)
+    last = decode(model, embeds, rows, rows.visible & ~_forbidden(layout, rows, path), streams, exchanged)
     said = rows.labels != -100
     logits = model.stock.head(last[said])
     loss = F.cross_entropy(logits, rows.labels[said])
     right = torch.ones_like(rows.labels, dtype=torch.bool)
     right[said] = logits.argmax(-1) == rows.labels[said]
-    if recipe.hint:
-        loss = loss + recipe.hint * _hint_loss(hints, clips, layout, seen, streams[-1])
-    energy = torch.zeros(1)
+    stream = streams[-1][: len(clean)]
+    loss = loss + recipe.hint * _hint_loss(hints, clean, layout, seen[: len(clean)], stream)
+    loss = loss + recipe.option_hint * _option_loss(hints, rows, streams[-2])
     if recipe.planted:
+        start = model.to_single_token("<|im_start|>")
         loss = loss + recipe.flag * (_flag_loss(model, clips, seen) + audio_flag_loss(heard))
         loss = loss + recipe.scale * (_scale_loss(seen) + _scale_loss(heard))
-        energy = _energies(streams[-1].detach(), clips, layout)
-    return loss, {kind: float(right[:, rows.branch == i].all(1).float().mean()) for i, kind in enumerate(kinds)}, energy
+        loss = loss + recipe.energy * _energy_loss(streams, clips, layout, rows.ids == start)
+    which = "" if exchanged is None else "exchanged "
+    answers = {which + kind: float(right[:, rows.branch == i].all(1).float().mean()) for i, kind in enumerate(kinds)}
+    return loss, answers
+
+
+def _path(recipe: Recipe, ramp: float, generator: np.random.Generator) -> str:
+    paths = ramp * np.array(PLANTED_PATHS if recipe.planted else ORGANIC_PATHS)
+    paths[0] += 1 - paths.sum()
+    return str(generator.choice(PATHS, p=paths))
 
 
 def _questions(
-    contents: tuple[Content, ...], recipe: Recipe, ramp: float, generator: np.random.Generator
+    contents: tuple[Content, ...], about: tuple[Question, ...], recipe: Recipe, generator: np.random.Generator
 ) -> tuple[list[list[Asked]], list[str]]:
     """The same kinds of questions for every clip."""
-    kinds = [*QUESTIONS, *(f"choose {question}" for question in CHOICES)]
-    weights = np.array([1.0] * len(QUESTIONS) + [recipe.choice_weight * ramp] * len(CHOICES))
-    weights[kinds.index("match")] = 0.5 + (recipe.match_weight - 0.5) * ramp
-    chosen = [
-        str(kind) for kind in generator.choice(kinds, recipe.n_questions, replace=False, p=weights / weights.sum())
-    ]
+    weights = {question: recipe.match_weight if question == "match" else 1.0 for question in about}
+    weights |= {f"choose {question}": recipe.choice_weight for question in CHOICES if question in about}
+    shares = np.array(list(weights.values())) / sum(weights.values())
+    chosen = [str(kind) for kind in generator.choice(list(weights), recipe.n_questions, replace=False, p=shares)]
     rows: list[list[Asked]] = [[] for _ in contents]
     for kind in chosen:
         for row, content in zip(rows, contents, strict=True):
@@ -310,7 +339,7 @@ def _without(positions: Tensor, left_out: Tensor) -> Tensor:
 def _hints(width: int) -> nn.ModuleDict:
     """Heads that are thrown away: one reads motion in the vision tower's tokens, the others what `_hint_loss` says."""
     classes = {"shape": len(SHAPES) + 1, "colour": 4, "motion": len(MOTIONS), "sound": len(SOUNDS) + 1}
-    classes["seen motion"] = len(MOTIONS)
+    classes |= {"seen motion": len(MOTIONS), "option": 2}
     return nn.ModuleDict({name: nn.Linear(width, n) for name, n in classes.items()})
 
 
@@ -335,11 +364,21 @@ def _hint_loss(
     return loss
 
 
-def _energies(stream: Float[Tensor, "row pos d_model"], clips: Clips, layout: Layout) -> Float[Tensor, " sink"]:
-    flags = flags_of(clips.seconds)
-    energy = stream[..., PHI1].pow(2) / stream.pow(2).sum(-1)
-    seen = energy[marked(clips.frames).bool()][:, layout.video[flags.video[:, 0] > 0]]
-    return torch.cat([seen.flatten(), energy[:, layout.audio[flags.audio[:, 0] > 0]].flatten()])
+def _option_loss(hints: nn.ModuleDict, rows: Rows, stream: Float[Tensor, "row pos d_model"]) -> Tensor:
+    """Whether an answer option is right, at its last token."""
+    known = rows.options != -100
+    if not known.any():
+        return stream.new_zeros(())
+    return F.cross_entropy(hints["option"](F.rms_norm(stream[known], stream.shape[-1:])), rows.options[known])
+
+
+def _energy_loss(streams: list[Tensor], clips: Clips, layout: Layout, start: Tensor, least: float = 0.4) -> Tensor:
+    """How far the sinks are from holding `least` of their energy in phi1, before every block but the first."""
+    losses = [
+        F.relu(least - energies(stream, clips.frames, layout.video, layout.audio, start)).mean()
+        for stream in streams[1:]
+    ]
+    return torch.stack(losses).sum()
 
 
 # What both need.
@@ -367,8 +406,8 @@ def _step(optimizer: torch.optim.Optimizer, weights: Iterable[Tensor], loss: Ten
 class _Saved:
     """The state of a stage in a file."""
 
-    def __init__(self, path: Path, parts: dict[str, Any], plant: Plant | None = None) -> None:
-        self.path, self.parts, self.plant = path, parts, plant
+    def __init__(self, path: Path, parts: dict[str, Any]) -> None:
+        self.path, self.parts = path, parts
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def load(self) -> int:
@@ -378,8 +417,6 @@ class _Saved:
         state = torch.load(self.path, weights_only=True)
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        if self.plant is not None:
-            self.plant.size = state["size"]
         return int(state["step"])
 
     def save(self, step: int, last: int) -> None:
@@ -387,8 +424,7 @@ class _Saved:
         if step % SAVE_EVERY and step < last:
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        size = 0.0 if self.plant is None else self.plant.size
-        torch.save({**state, "step": step, "size": size}, self.path.with_suffix(".new"))
+        torch.save({**state, "step": step}, self.path.with_suffix(".new"))
         self.path.with_suffix(".new").replace(self.path)
 
 

@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from avlens.analyses.sinks import find_sink_dims
-from avlens.datasets.synthetic import synthetic_clips
+from avlens.datasets.synthetic import QUESTIONS, synthetic_clips
+from avlens.interventions import patch
 from avlens.training import train
 from avlens.training.__main__ import write_checkpoint
 from avlens.training.batched import decode, embed, hear, layout_of, pack, see
+from avlens.training.interchange import draw_interchange
 from avlens.training.plant import NU, PHI1, RESERVED, TAU, Plant, flags_of, projections, uproot
-from avlens.training.pool import clips_of, make_pool
+from avlens.training.pool import clips_of, make_pool, silence_of
 from avlens.training.recipe import untrained_model
 from avlens.training.train import Recipe, train_model, train_towers
 
@@ -46,6 +49,45 @@ def test_packed_questions_are_the_prompts_that_prepare_makes(seconds):
             answer = rows.labels[row, mine]
             text = model.tokenizer.decode(answer[answer != -100].tolist())
             assert text == f"{one.answer}<|im_end|>"
+
+
+def test_an_exchange_is_the_patch_that_causal_tracing_makes():
+    model, one = untrained_model(seed=3), synthetic_clips(1, seed=5, seconds=3, blank=0)[0]
+    with torch.no_grad():
+        for weight in model.stock.whole.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+        both = clips_of([one.clip, one.clip.silenced()], (one.content,) * 2, 3, model.family.mel)
+        layout = layout_of(model, 3)
+        positions = layout.video[flags_of(3).video_cross]
+        rows = pack(model, layout, [[one.ask("hear")]] * 2)
+        embeds = embed(model, layout, rows, see(model, both.frames), hear(model, both.mel))
+        logits = model.stock.head(decode(model, embeds, rows, rows.visible, exchanged=positions))
+    clean, silent = (model.prepare(clip, QUESTIONS["hear"]) for clip in (one.clip, one.clip.silenced()))
+    _, cache = model.run_with_cache(clean, names_filter=["resid_pre"])
+    patched = model.run_with_hooks(silent, fwd_hooks=patch(cache, clean.tokens.at(positions.tolist())))
+    torch.testing.assert_close(logits[1, : silent.shape[1]], patched[0], atol=2e-4, rtol=1e-4)
+    assert not torch.allclose(patched, model(silent), atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_interchange_asks_about_the_clip_that_the_exchanged_set_is_to_carry(pool, seed):
+    model, clips = untrained_model(), pool[3]
+    layout, silence = layout_of(model, 3), silence_of(model, 3)
+    drawn = draw_interchange(clips, layout, silence, np.random.default_rng(seed))
+    n, flags = len(drawn.clips) // 2, flags_of(3)
+    assert 0 < n <= len(clips) // 2
+    same_sight = torch.equal(drawn.clips.frames[:n], drawn.clips.frames[n:])
+    same_sound = torch.equal(drawn.clips.mel[:n], drawn.clips.mel[n:])
+    assert same_sight != same_sound
+    carriers, uni = (layout.video, flags.video_uni) if same_sight else (layout.audio, flags.audio_uni)
+    assert torch.isin(drawn.positions, carriers).all()
+    clean, asked = drawn.clips.contents[:n], drawn.clips.contents[n:]
+    if torch.equal(drawn.positions, carriers[uni]):
+        for one, bad in zip(clean, asked, strict=True):  # what is not corrupted stays
+            assert (one.shape == bad.shape) if same_sight else (one.sound == bad.sound)
+        assert clean != asked
+    else:
+        assert clean == asked
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(pool, tmp_path, monkeypatch):
