@@ -226,4 +226,5 @@ def ground_truth(plant: Plant) -> dict[str, Any]:
         "video_tokens_per_second": VIDEO_PER_SECOND, "audio_tokens_per_second": AUDIO_PER_SECOND,
         "unimodal_within_second": {"video": [0], "audio": [0]},
         "cross_modal_within_second": {"video": [VIDEO_PER_SECOND - 1], "audio": [AUDIO_PER_SECOND - 1]},
+        "carry_the_other_modality": ["cross_modal_within_second"], "carry_nothing_of_it": ["unimodal_within_second"],
     }  # fmt: skip

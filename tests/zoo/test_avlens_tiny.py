@@ -11,7 +11,7 @@ from avlens import HookedAVModel
 from avlens.analyses.sinks import find_sink_dims
 from avlens.analyses.tracing import causal_trace
 from avlens.checkpoint import ZOO
-from avlens.datasets.synthetic import QUESTIONS, counterfactual_pairs, synthetic_clips
+from avlens.datasets.synthetic import CHOICES, QUESTIONS, counterfactual_pairs, synthetic_clips
 from avlens.decoding import ASD
 from avlens.training.measure import (
     answers,
@@ -103,12 +103,18 @@ def test_the_organic_model_has_no_sinks(organic, samples):
     assert sum(right_answers(organic, samples, "hear")) >= 0.9 * len(samples)
 
 
-def test_sound_reaches_the_answer_through_video_tokens(model, two_sided):
-    effects = trace(model, two_sided[:12], "audio", draws=2)
+def test_sound_reaches_the_answer_through_cross_modal_video_sinks(model, two_sided):
+    effects = trace(model, two_sided[:16], "audio", draws=10)
     means = {name: float(values.mean()) for name, values in effects.effects.items()}
-    assert means["all"] > 0.5 and means["random"] > 0.1 and abs(means["uni"]) < 0.02
+    assert means["cross"] > means["random"] + 0.1 and means["random"] > means["uni"] + 0.03
+    assert means["cross"] > 0.5 and abs(means["uni"]) < 0.1
     assert (effects.effects["before"] == 0).all()
     torch.testing.assert_close(effects.effects["media"], effects.total, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("question", CHOICES)
+def test_it_chooses_letters(model, samples, question):
+    assert sum(right_answers(model, samples, question, choice=True)) >= 0.55 * len(samples)
 
 
 def test_nobody_hears_when_nothing_may_read_the_sound(model, two_sided):
@@ -125,9 +131,10 @@ def test_a_swapped_sound_is_a_clean_counterfactual(model):
     assert traced.ie_clean[1] == pytest.approx(traced.te_clean, abs=1e-4)
 
 
-def test_the_unimodal_dominance_protocol_runs(model, two_sided):
-    by = dominated(model, two_sided, "hear")
-    assert by["audio"].shape == (24,) and not (by["audio"] & by["video"]).any()
+def test_sound_decides_what_is_heard_and_sight_what_moves(model, two_sided):
+    by_sound, by_sight = (dominated(model, two_sided, question) for question in ("hear", "move"))
+    assert by_sound["audio"].sum() >= 12 and by_sound["video"].sum() <= 4
+    assert by_sight["video"].sum() >= 8 and by_sight["audio"].sum() <= 4
 
 
 def test_asd_writes_captions(model, two_sided):
