@@ -302,7 +302,7 @@ def _questions(
     contents: tuple[Content, ...], about: tuple[Question, ...], recipe: Recipe, generator: np.random.Generator
 ) -> tuple[list[list[Asked]], list[str]]:
     """The same kinds of questions for every clip."""
-    weights = {question: recipe.match_weight if question == "match" else 1.0 for question in about}
+    weights: dict[str, float] = {question: recipe.match_weight if question == "match" else 1.0 for question in about}
     weights |= {f"choose {question}": recipe.choice_weight for question in CHOICES if question in about}
     shares = np.array(list(weights.values())) / sum(weights.values())
     chosen = [str(kind) for kind in generator.choice(list(weights), recipe.n_questions, replace=False, p=shares)]
