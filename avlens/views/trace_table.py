@@ -9,6 +9,9 @@ from avlens.metrics.effects import Interval
 from avlens.tables import SetEffect, TraceTable
 from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined
 
+_LEVEL = 8
+"""With more sets than this, their names are written steeply, on one line each."""
+
 
 def plot_trace_table(table: TraceTable) -> go.Figure:
     """Mean indirect effects of each set with their intervals, and the mean total effects as dotted lines."""
@@ -21,9 +24,10 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
                 "dotted: mean total effects",
             ]
         ),
-        height=460,
+        height=680 if len(table.rows) > _LEVEL else 460,
     )
-    names = [_name(row) for row in table.rows]
+    many = len(table.rows) > _LEVEL
+    names = [_name(row, " · " if many else "<br>") for row in table.rows]
     flips = [f"flipped {100 * row.flipped:.0f}%" if math.isfinite(row.flipped) else "" for row in table.rows]
     denoise = table.direction == "denoise"
     for effects, total, name, colour in (
@@ -39,7 +43,8 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
         if math.isfinite(total.estimate):
             fig.add_hline(y=total.estimate, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
     return fig.update_layout(
-        barmode="group", bargap=0.35, bargroupgap=0.08, xaxis={"type": "category"},
+        barmode="group", bargap=0.35, bargroupgap=0.08,
+        xaxis={"type": "category", "automargin": True, **({"tickangle": -60} if many else {})},
         yaxis={"title": "mean change of probability", "zeroline": True, "zerolinecolor": "#888888"},
     )  # fmt: skip
 
@@ -51,9 +56,9 @@ def _ends(effects: Sequence[Interval]) -> dict[str, object]:
     return {"type": "data", "array": up, "arrayminus": down, "color": "#555555", "thickness": 1.5, "width": 5}
 
 
-def _name(row: SetEffect) -> str:
+def _name(row: SetEffect, between: str) -> str:
     size = f"{row.tokens:,.0f} tokens" if math.isfinite(row.tokens) else "no token"
-    return f"{escaped(row.name)}<br>{size}, {counted(row.clips, 'clip')}"
+    return f"{escaped(row.name)}{between}{size}, {counted(row.clips, 'clip')}"
 
 
 def _said(effect: Interval) -> str:
