@@ -166,10 +166,13 @@ def path_patch(
         unit: Which unit each position belongs to, such as `avlens.groups.units` tells; within one nothing is patched.
 
     Raises:
+        HookError: If the cache is of a model whose blocks are not plain.
         LayerError: If the cache does not hold a layer.
         PositionError: If a set belongs to a prompt of another layout than the cache, or goes beyond the prompt.
         BatchError: While running, if a prompt has another layout or is padded, or tokens were discarded.
     """
+    if (refuse := getattr(cache.model, "require_plain_blocks", None)) is not None:
+        refuse("path patching")
     return _readings(queries, [(cache, keys)], layers, heads, unit)
 
 

@@ -15,6 +15,7 @@ from avlens.engine import sweep
 from avlens.errors import CheckpointError, HookError, PromptError, UnsupportedSettingError
 from avlens.families.gemma4 import Gemma4, _fitted, _stock
 from avlens.inputs import AVInputs
+from avlens.interventions import path_patch
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal, largest_difference, prompt_of
 
@@ -142,6 +143,7 @@ def test_sweeps_run_in_full_and_logits_are_not_split_by_head():
         lambda: direct_logit_attribution(MODEL, inputs),
         lambda: transport(MODEL, inputs, mute),
         lambda: path_patching(MODEL, inputs, mute, ["audio -> last"]),
+        lambda: path_patch(MODEL.run_with_cache(mute, ["rot_k", "v"])[1], inputs.tokens.last, inputs.tokens.audio),
     ):
         with pytest.raises(HookError, match="is not defined for Gemma 4 E2B, E4B, whose blocks read windows"):
             analysis()
