@@ -9,6 +9,7 @@
      |   +- MissingActivationError    a cache does not hold what was asked of it
      +- LayerError              a layer that does not exist
      +- PositionError           a position or a set of tokens that cannot be used here
+     +- TooLargeError           activations that the free memory cannot hold
      +- BatchError              several prompts where one was needed, or the reverse
      +- DecodingError           a decoding method or setting that cannot run
      +- DatasetError            a data set's file or record that cannot be used as it is
@@ -58,6 +59,10 @@ class LayerError(AVLensError, ValueError):
 
 class PositionError(AVLensError, ValueError):
     """A position, or a set of tokens, that cannot be used here."""
+
+
+class TooLargeError(AVLensError, ValueError):
+    """Activations that the free memory cannot hold. Says what would fit."""
 
 
 class BatchError(AVLensError, ValueError):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from avlens import names
 from avlens.cache import AVCache, Recorder, Reduction
 from avlens.checkpoint import check_device, load_checkpoint
+from avlens.cost import refuse_what_cannot_fit
 from avlens.decoder import (
     AttentionMode,
     DecoderConfig,
@@ -390,10 +391,14 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
         Raises:
             HookError: If the filter matches nothing.
+            TooLargeError: If the free memory cannot hold what the filter names; before anything runs.
         """
         with self._lock:
             inputs = self._as_inputs(inputs)
             recorder = self._recorder(names_filter, reductions, device, detach=not run_options.get("grad", False))
+            where = self.device if device is None else torch.device(device)
+            batch, length = inputs.shape
+            refuse_what_cannot_fit(self.cfg, recorder.full_names, batch, length, where)
             logits = self.run_with_hooks(inputs, [*fwd_hooks, *recorder.hooks()], **run_options)
             cache = recorder.cache(self, [p.tokens for p in inputs.prompts], self.made_by(inputs))
         if remove_batch_dim:
