@@ -23,7 +23,10 @@ def _leave(namespace):
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser()], patterns=["README.md", "docs/*.md"], setup=_enter, teardown=_leave
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md", "docs/methods/*.md"],
+    setup=_enter,
+    teardown=_leave,
 ).pytest()
 
 

@@ -103,6 +103,21 @@ restored = model.run_with_hooks(silent, fwd_hooks=hooks)
 [model.to_string(out[0, -1].argmax()) for out in (logits, model(silent), restored)]
 
 # %% [markdown]
+# ## The same by clicking
+#
+# A grid of layers and groups of tokens: a click patches, a click with shift knocks out, a click on a label sweeps the column. The
+# answers' probabilities stand beside it, and the code for what is shown can be copied. Here the sound was swept from a cell, and its
+# first second patched in layer 1.
+
+# %%
+explorer = views.PatchExplorer(model, inputs, silent, clip=clip)
+sounds = [label for label in explorer.result.groups if label.startswith("a·")]
+for group in sounds:
+    explorer.sweep(group)
+explorer.patch(1, sounds[0])
+explorer
+
+# %% [markdown]
 # ## Attention, grouped so that it can be read
 
 # %%

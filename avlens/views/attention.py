@@ -1,8 +1,8 @@
 """Who attends to whom: many heads between some fifty groups of tokens, or one head between all tokens?
 
 `attention` is CircuitsVis's attention heads over groups (see `grouping`); `attention_full` is one head at full
-resolution. CircuitsVis takes about 50 microseconds times cells = (heads + 1) * rows^2 to draw: it is silent up to
-60,000 cells, warns above, and refuses above 250,000.
+resolution. CircuitsVis takes about 50 microseconds times cells = (heads + 1) * rows^2 to draw, so that eight heads are drawn
+at a time, and the others by a menu. It is silent up to 60,000 cells at a time, warns above, and refuses above 250,000.
 """
 
 import math
@@ -23,6 +23,7 @@ from avlens.views.page import View
 from avlens.views.style import COLOURS, counted, escaped, figure, joined, origin
 
 _SLOW, _TOO_MUCH = 60_000, 250_000  # cells
+_AT_ONCE = 8  # heads
 _MOST_NUMBERS = 2_000 * 2_000  # 16 MB
 _DECADES = 4  # probabilities below 1e-4 look alike
 _SHADES = ["#FFFFFF", "#C6DBEF", "#6BAED6", "#08519C", "#08123F"]
@@ -83,7 +84,7 @@ def attention(
         "minValue": -top,
         "maskUpperTri": not shown.triu(1).any().item(),
     }
-    return View("AttentionHeads", props, caption)
+    return View("AttentionHeads", props, caption, at_once=_AT_ONCE)
 
 
 def attention_full(
@@ -153,6 +154,7 @@ def _checked_heads(heads: Sequence[int], n: int) -> list[int]:
 
 
 def _guard_size(n_heads: int, n_rows: int) -> None:
+    n_heads = min(n_heads, _AT_ONCE)
     cells = (n_heads + 1) * n_rows**2
     if cells <= _SLOW:
         return

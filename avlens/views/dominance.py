@@ -40,7 +40,7 @@ def plot_dominance(dominance: ModalityDominance, *, band: float = 0.3) -> go.Fig
     fig.add_vrect(x0=-band, x1=band, fillcolor=CROSS_MODAL, opacity=0.1, line_width=0, layer="below")
     fig.add_annotation(
         text=f"cross-modal: |MDS| ≤ {band:g}", x=0, y=1, yref="paper", yanchor="top", showarrow=False,
-        font={"color": CROSS_MODAL, "size": 12},
+        font={"color": CROSS_MODAL, "size": 12}, bgcolor="rgba(255,255,255,0.85)",
     )  # fmt: skip
     whole = {"dtick": 1} if len(mean) <= 12 else {}  # no half sinks
     return fig.update_layout(

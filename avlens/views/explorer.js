@@ -87,7 +87,7 @@ function mount(el, spec, live, ask) {
   }
 
   function grid() {
-    const n = spec.groups.length, w = clamp(Math.floor(700 / n), 17, 34), t = clamp(Math.floor(440 / spec.layers), 13, 28);
+    const n = spec.groups.length, w = clamp(Math.floor(430 / n), 17, 27), t = clamp(Math.floor(440 / spec.layers), 13, 28);
     const longest = Math.max(...spec.groups.map(group => group.label.length));
     const top = Math.min(170, 22 + 5.6 * longest), left = 40, over = Math.min(90, 8 + 3.2 * longest);
     const width = left + n * w + over, height = top + spec.layers * t + 4;
@@ -118,7 +118,7 @@ function mount(el, spec, live, ask) {
     svg.addEventListener("keydown", pressed);
     svg.addEventListener("pointermove", hovered);
     svg.addEventListener("pointerleave", () => { tip.hidden = true; });
-    return { svg, scroll: h("div", { class: "avx-scroll" }, svg), legend: h("div", { class: "avx-legend" }) };
+    return { svg, scroll: h("div", { class: "avx-scroll" }, svg), legend: h("div", { class: "avx-legend", style: `max-width:${Math.max(320, width - 40)}px` }) };
   }
 
   function side() {

@@ -13,7 +13,7 @@ import html
 import json
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -38,19 +38,27 @@ class View:
         component: The component's name in CircuitsVis's script.
         props: Its properties: numbers, text, lists and mappings.
         caption: What it shows, as plain text.
+        at_once: How many heads of `AttentionHeads` are drawn at a time, so that the page is there soon; the rest by a menu.
     """
 
     component: str
     props: Mapping[str, Any]
     caption: str = ""
+    at_once: int = 8
 
     def fragment(self, element_id: str) -> str:
         """HTML for a page that has CircuitsVis's script; the id must be the only one of its name on the page."""
         caption = f"<p class='avlens-caption'>{html.escape(self.caption)}</p>" if self.caption else ""
-        name = json.dumps(element_id)
-        drawn = f"CircuitsVis.render({name}, CircuitsVis.{self.component}, {script_json(self.props)})"
+        name, heads = json.dumps(element_id), self.props.get("attentionHeadNames", ())
+        paged = self.component == "AttentionHeads" and len(heads) > self.at_once
+        drawn = (
+            f"({_PAGED})({name}, {script_json(self.props)}, {self.at_once})"
+            if paged
+            else f"CircuitsVis.render({name}, CircuitsVis.{self.component}, {script_json(self.props)})"
+        )
+        menu = _menu(element_id, heads, self.at_once) if paged else ""
         return (
-            f"<div class='avlens-view'><style>{_VIEW_CSS}</style>{caption}<div id={name}></div>"
+            f"<div class='avlens-view'><style>{_VIEW_CSS}</style>{caption}{menu}<div id={name}></div>"
             f"<script>{drawn}</script></div>"
         )
 
@@ -113,6 +121,19 @@ def circuitsvis_js() -> str:
     return script.replace("</script", "<\\/script")
 
 
+def _menu(element_id: str, heads: Sequence[str], at_once: int) -> str:
+    """A choice of which heads are drawn."""
+    firsts = range(0, len(heads), at_once)
+    spans = [(first, heads[first], heads[min(first + at_once, len(heads)) - 1]) for first in firsts]
+    options = "".join(
+        f"<option value='{first}'>{html.escape(one if one == last else f'{one} to {last}')}</option>"
+        for first, one, last in spans
+    )
+    return (
+        f"<label class='avlens-caption'>heads <select id='{html.escape(element_id)}-heads'>{options}</select></label>"
+    )
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -122,6 +143,19 @@ def _without_nan(value: Any) -> Any:
         return [_without_nan(one) for one in value]
     return value
 
+
+_PAGED = """(id, props, n) => {
+  const menu = document.getElementById(id + "-heads"), box = document.getElementById(id);
+  const draw = first => {
+    const part = list => list.slice(first, first + n), drawn = document.createElement("div");
+    drawn.id = `${id}-${first}`;
+    box.replaceChildren(drawn);
+    CircuitsVis.render(drawn.id, CircuitsVis.AttentionHeads,
+      {...props, attention: part(props.attention), attentionHeadNames: part(props.attentionHeadNames)});
+  };
+  menu.addEventListener("change", () => draw(Number(menu.value)));
+  draw(0);
+}"""
 
 # CircuitsVis leaves its headings to the page; a head's name would cover its thumbnail.
 _VIEW_CSS = """

@@ -80,9 +80,9 @@ def report(
     every = smallest_every(video) if video else 1
     drawn = timeline(clip, tokens, value=value, name=name, sinks=sinks, every=every, clip_index=clip_index)
     body = [
-        f"<header><h1 class='avlens-title'>{html.escape(title)}</h1></header>",
+        f"<div id='avlens-first'><header><h1 class='avlens-title'>{html.escape(title)}</h1></header>",
         f"<div class='avlens-top'><div>{player(recording(clip))}</div>{_facts(clip, tokens)}</div>",
-        synced(_plot(drawn, "avlens-timeline"), "avlens-timeline"),
+        f"{synced(_plot(drawn, 'avlens-timeline'), 'avlens-timeline')}</div>",
         *(_section(section, i) for i, section in enumerate(sections)),
         f"<footer>avlens {__version__}</footer>",
     ]

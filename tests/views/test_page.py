@@ -52,3 +52,12 @@ def test_importing_views_sets_no_renderer():
     told = "import plotly.io as p; old = str(p.renderers.default); import avlens.views; print(old == str(p.renderers.default))"
     ran = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "True"
+
+
+def test_many_heads_are_drawn_a_few_at_a_time():
+    heads = [f"L0H{i}" for i in range(20)]
+    props = {"attention": [[[1.0]]] * 20, "attentionHeadNames": heads, "tokens": ["a"]}
+    html = View("AttentionHeads", props, at_once=8).fragment("x")
+    assert [f"<option value='{i}'>{told}</option>" in html for i, told in ((0, "L0H0 to L0H7"), (16, "L0H16 to L0H19"))]
+    assert html.count("<option") == 3 and "<select" not in View("AttentionHeads", props, at_once=20).fragment("x")
+    assert "L0H8</option>" in View("AttentionHeads", {**props, "attentionHeadNames": heads[:9]}).fragment("x")

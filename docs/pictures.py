@@ -1,0 +1,292 @@
+"""Every picture of the pages, one function each, named as its file: `python docs/redraw.py images [NAME ...]` draws them."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import plotly.graph_objects as go
+
+from avlens import HookedAVModel, views
+from avlens.analyses.attention_mass import attention_by_group
+from avlens.analyses.controls import matched_draws
+from avlens.analyses.discarding import compare_discarding, leaving, leaving_at_random
+from avlens.analyses.dominance import head_dominance
+from avlens.analyses.dynamics import attention_dynamics
+from avlens.analyses.flow import Controls, information_flow
+from avlens.analyses.logit_lens import latent_understanding, logit_lens
+from avlens.analyses.shift import token_distribution_shift
+from avlens.analyses.sinks import find_sink_dims, find_sinks
+from avlens.analyses.tracing import causal_trace, trace_layers
+from avlens.datasets.synthetic import synthetic_clips
+from avlens.demo import run_demo
+from avlens.hubs import find_hubs
+from avlens.media import Clip
+from avlens.tables import trace_table
+from avlens.views.page import page
+from avlens.views.style import dark
+
+WIDTH = 1000  # pixels of a figure; pages of the site are narrower, a window of 1280 shows it whole
+SOUND, DESCRIBE = "which sound does it make ?", "describe the clip ."
+
+
+class World:
+    """A model, a clip and what was found on it, each computed when a picture first needs it."""
+
+    @cached_property
+    def model(self) -> HookedAVModel:
+        return HookedAVModel.from_pretrained("avlens-tiny")
+
+    @cached_property
+    def samples(self) -> list[Any]:
+        return synthetic_clips(12, seed=7, seconds=4.0, blank=0, silent=0, matching=0)
+
+    @cached_property
+    def clip(self) -> Clip:
+        drawn = synthetic_clips(1, seed=4, seconds=4.0, fps=10.0, size=168, blank=0, silent=0, matching=0)[0].clip
+        with tempfile.TemporaryDirectory() as folder:
+            return Clip.from_file(drawn.to_file(Path(folder) / "clip.mp4"))
+
+    @cached_property
+    def inputs(self) -> Any:
+        return self.model.prepare(self.clip, SOUND)
+
+    @cached_property
+    def silent(self) -> Any:
+        return self.model.prepare(self.clip.silenced(), SOUND)
+
+    @cached_property
+    def cache(self) -> Any:
+        return self.model.run_with_cache(self.inputs, names_filter=["resid_pre", "pattern"])[1]
+
+    @cached_property
+    def dims(self) -> Any:
+        return find_sink_dims(self.model)
+
+    @cached_property
+    def sinks(self) -> Any:
+        return find_sinks(self.cache, self.dims)
+
+    @cached_property
+    def found(self) -> Any:
+        return find_hubs(self.model, self.inputs)
+
+    @cached_property
+    def trace(self) -> Any:
+        return causal_trace(self.model, self.inputs, self.silent, self.sets(self.inputs))
+
+    def sets(self, inputs: Any) -> dict[str, Any]:
+        tokens, half = inputs.tokens, inputs.tokens.audio & inputs.tokens.seconds(0, 2)
+        control = matched_draws(half, n=1, within=tokens.audio)[0]
+        return {"sound": tokens.audio, "first half": half, "random sound": control, "pictures": tokens.video}
+
+    @cached_property
+    def flow(self) -> Any:
+        prompts = [self.model.prepare(one.clip, SOUND) for one in self.samples[:8]]
+        edges = ["audio -> last", "video -> last", "question -> last", "audio -> question"]
+        return information_flow(self.model, prompts, edges, window=2, controls=Controls(2, "same_queries"))
+
+    @cached_property
+    def explorer(self) -> Any:
+        explorer = views.PatchExplorer(self.model, self.inputs, self.silent, clip=self.clip)
+        explorer.sweep()
+        for group in (label for label in explorer.result.groups if label.startswith(("a·", "v"))):
+            explorer.sweep(group, kind="knockout")
+        explorer.patch(1, next(label for label in explorer.result.groups if label.startswith("a·")))
+        return explorer
+
+
+# Figures.
+
+
+def timeline(w: World) -> go.Figure:
+    return views.timeline(
+        w.clip, w.inputs.tokens, value=w.sinks.energy.amax(0), name="energy in the sink dimension",
+        sinks=w.sinks.tokens & w.inputs.tokens.media,
+    )  # fmt: skip
+
+
+def timeline_dark(w: World) -> go.Figure:
+    return dark(timeline(w))
+
+
+def timeline_part(w: World) -> go.Figure:
+    return views.timeline(w.clip, w.inputs.tokens, sinks=w.sinks.tokens & w.inputs.tokens.media, start=1, end=3)
+
+
+def attention_full(w: World) -> go.Figure:
+    return views.attention_full(w.cache, layer=2, head=0)
+
+
+def sinks(w: World) -> go.Figure:
+    return views.plot(w.sinks)
+
+
+def sink_dims(w: World) -> go.Figure:
+    return views.plot(w.dims)
+
+
+def dominance(w: World) -> go.Figure:
+    return views.plot(w.found.dominance)
+
+
+def hubs(w: World) -> go.Figure:
+    return views.plot(w.found.hubs)
+
+
+def head_dominance_(w: World) -> go.Figure:
+    return views.plot(head_dominance(w.cache, w.sinks.tokens & w.inputs.tokens.media))
+
+
+def trace(w: World) -> go.Figure:
+    return views.plot(w.trace)
+
+
+def trace_dark(w: World) -> go.Figure:
+    return dark(views.plot(w.trace))
+
+
+def layer_trace(w: World) -> go.Figure:
+    return views.plot(trace_layers(w.model, w.inputs, w.silent, w.inputs.tokens.audio))
+
+
+def trace_table_(w: World) -> go.Figure:
+    pairs = [[w.model.prepare(clip, SOUND) for clip in (one.clip, one.clip.silenced())] for one in w.samples]
+    return views.plot(trace_table([causal_trace(w.model, *pair, w.sets(pair[0])) for pair in pairs], n_draws=2000))
+
+
+def patch_grid(w: World) -> go.Figure:
+    return views.plot(w.explorer.result)
+
+
+def dynamics(w: World) -> go.Figure:
+    tokens = w.inputs.tokens
+    sets = {"video": tokens.video, "audio": tokens.audio, "cross-modal sinks": w.found.hubs.cross}
+    request = w.model.prepare(w.clip, DESCRIBE)
+    sets = {name: request.tokens.at(list(chosen)) for name, chosen in sets.items()}
+    words = ["moves", "sounds"]
+    return views.plot(attention_dynamics(w.model, request, sets, words=words, max_new_tokens=16))
+
+
+def lens(w: World) -> go.Figure:
+    words = [w.trace.answers[0].strip(), w.trace.answers[1].strip()]
+    return views.plot(logit_lens(w.model, w.inputs, w.inputs.tokens.last, words=words, divergence=True))
+
+
+def latent(w: World) -> go.Figure:
+    lenses = [logit_lens(w.model, w.model.prepare(one.clip, "what do you hear ?")) for one in w.samples]
+    return views.plot(latent_understanding(lenses, [{one.content.sound} for one in w.samples]))
+
+
+def shift(w: World) -> go.Figure:
+    with_sound, without = (w.model.prepare(clip, DESCRIBE) for clip in (w.clip, w.clip.without_audio()))
+    return views.plot(token_distribution_shift(w.model, with_sound, without))
+
+
+def flow(w: World) -> go.Figure:
+    return views.plot(w.flow)
+
+
+def attention_mass(w: World) -> go.Figure:
+    return views.plot(attention_by_group(w.model, w.inputs))
+
+
+def discarding(w: World) -> go.Figure:
+    prompts = [w.model.prepare(one.clip, SOUND) for one in w.samples[:8]]
+    plans: dict[str, Any] = {f"leave at {i}": leaving({"audio": i, "video": i}) for i in (1, 2, 3)}
+    plans |= {f"as many at random, at {i}": leaving_at_random({"audio": i, "video": i}) for i in (1, 2, 3)}
+    return views.plot(compare_discarding(w.model, prompts, plans))
+
+
+# Pages, as a browser draws them.
+
+
+def shown(w: World) -> SimpleNamespace:
+    """What a notebook shows of values that are no pictures."""
+    parts = [w.clip, w.inputs, w.inputs.tokens.video & w.inputs.tokens.seconds(1, 2), w.cache, w.sinks]
+    body = "".join(f"<div style='margin:0 0 22px'>{part._repr_html_()}</div>" for part in parts)
+    return SimpleNamespace(html=page("", f"<main style='padding:8px'>{body}</main>"), select="main", width=WIDTH)
+
+
+def _attention(w: World, **options: Any) -> SimpleNamespace:
+    view = views.attention(w.cache, layer=2, **options)
+    return SimpleNamespace(html=page("", view.fragment("view"), views=True), select=".avlens-view", width=WIDTH + 20)
+
+
+def attention(w: World) -> SimpleNamespace:
+    return _attention(w, sinks=w.sinks.tokens)
+
+
+def attention_modality(w: World) -> SimpleNamespace:
+    return _attention(w, sinks=w.sinks.tokens & w.inputs.tokens.media, order="modality")
+
+
+def attention_sinks(w: World) -> SimpleNamespace:
+    return _attention(w, sinks=w.sinks.tokens & w.inputs.tokens.media, group="sinks")
+
+
+def attention_regions(w: World) -> SimpleNamespace:
+    return _attention(w, group="regions")
+
+
+def explorer(w: World) -> SimpleNamespace:
+    return _explorer(w)
+
+
+def explorer_dark(w: World) -> SimpleNamespace:
+    told = _explorer(w)
+    told.scheme, told.html = "dark", told.html.replace("margin: 16px;", "margin: 16px; background: #14171c;")
+    return told
+
+
+def _explorer(w: World) -> SimpleNamespace:
+    with tempfile.TemporaryDirectory() as folder:
+        html = w.explorer.save(Path(folder) / "page.html").read_text("utf-8")
+    return SimpleNamespace(html=html, select="body", width=1120)
+
+
+def report(w: World) -> SimpleNamespace:
+    with tempfile.TemporaryDirectory() as folder:
+        html = run_demo(w.model, Path(folder) / "avlens-demo").report.read_text("utf-8")
+
+    def seek(shown: Any) -> None:
+        shown.wait_for_timeout(1500)
+        shown.evaluate("document.getElementById('avlens-player').currentTime = 1.5")
+        shown.wait_for_timeout(800)
+
+    return SimpleNamespace(html=html, select="#avlens-first", width=1280, act=seek)
+
+
+FIGURES: Sequence[Callable[[World], go.Figure]] = (
+    timeline, timeline_dark, timeline_part, attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
+    layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
+)  # fmt: skip
+PAGES: Sequence[Callable[[World], SimpleNamespace]] = (
+    shown, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark, report,
+)  # fmt: skip
+
+
+def draw_all(folder: Path, shoot: Callable[..., bytes], chosen: Sequence[str] = ()) -> None:
+    """Draw the pictures that are named, or all."""
+    import warnings
+
+    import kaleido
+
+    warnings.filterwarnings("ignore", message="The kopts argument is ignored")
+
+    world, named = World(), {draw.__name__.rstrip("_"): draw for draw in (*FIGURES, *PAGES)}
+    folder.mkdir(exist_ok=True)
+    kaleido.start_sync_server()
+    for name, draw in named.items():
+        if chosen and name not in chosen:
+            continue
+        made, path = draw(world), folder / f"{name}.png"
+        if isinstance(made, go.Figure):
+            made.write_image(path, width=WIDTH, scale=1.5)
+        else:
+            options = {key: value for key, value in vars(made).items() if key != "html"}
+            path.write_bytes(shoot(made.html, **options))
+        print(f"{name}: {path.stat().st_size / 1000:.0f} kB", flush=True)
+    kaleido.stop_sync_server()

@@ -1,0 +1,102 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent,ipynb
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Adaptive Sink-guided Decoding
+#
+# A model that describes a clip may write of what is not there. ASD runs a second, calibrated stream that attends more to cross-modal
+# sinks and less to unimodal ones, and mixes it in: the more attention drifts to unimodal sinks, the more it guides. This notebook looks
+# at what that does step by step, on the embedded model. Whether it helps is a question for captions of real models.
+
+# %%
+from avlens import HookedAVModel, views
+from avlens.analyses.dynamics import attention_dynamics
+from avlens.datasets.synthetic import synthetic_clips
+from avlens.decoding import ASD
+from avlens.hubs import find_hubs
+
+model = HookedAVModel.from_pretrained("avlens-tiny")
+samples = synthetic_clips(12, seed=21, seconds=4.0, blank=0, silent=0, matching=0)
+sample = samples[0]
+inputs = model.prepare(sample.clip, sample.ask("describe").question)
+inputs
+
+# %% [markdown]
+# ## What is guided, and towards what
+
+# %%
+found = find_hubs(model, inputs)
+views.plot(found.hubs)
+
+# %%
+plain = model.generate(inputs, 16)
+guided = model.generate(inputs, 16, decoding=ASD(alpha=0.5))
+print("right:  ", sample.ask("describe").answer)
+print("greedy: ", plain.text)
+print("ASD:    ", guided.text)
+
+# %% [markdown]
+# ## Step by step
+#
+# `gamma` is how much the calibrated stream counts at each step: the share of unimodal sinks in the attention that sinks get.
+
+# %%
+from avlens.views.style import figure, origin
+
+gamma = guided.records["gamma"][0].tolist()
+words = [f"{i} {model.to_string(token)}" for i, token in enumerate(guided.tokens[0])][: len(gamma)]
+fig = figure("How much the second stream counts", note=origin(guided.made_by, inputs.tokens), height=320)
+fig.add_bar(x=words, y=gamma, marker_color="#009E73")
+fig.update_layout(yaxis={"title": "gamma, in [0, 1]", "range": [0, 1]}, xaxis={"type": "category", "tickangle": -60})
+
+# %% [markdown]
+# What each step reads, for the plain stream:
+
+# %%
+tokens = inputs.tokens
+sets = {
+    "video": tokens.video,
+    "audio": tokens.audio,
+    "question": tokens.question,
+    "cross-modal sinks": found.hubs.cross,
+}
+dynamics = attention_dynamics(model, inputs, sets, words=sample.ask("describe").answer.split(), max_new_tokens=16)
+views.plot(dynamics)
+
+# %% [markdown]
+# ## Over clips
+#
+# The share of words of the right answer that are written, for increasing strength. At `alpha=0` nothing is edited and ASD writes what
+# greedy decoding writes.
+
+
+# %%
+def share_right(decoding):
+    """How many of the right answer's words were written, over all clips."""
+    right = written = 0
+    for one in samples:
+        asked = one.ask("describe")
+        text = model.generate(model.prepare(one.clip, asked.question), 16, decoding=decoding).text.split()
+        right += len(set(asked.answer.split()) & set(text))
+        written += len(set(asked.answer.split()))
+    return right / written
+
+
+{"greedy": share_right(None)} | {f"ASD, alpha={alpha:g}": share_right(ASD(alpha=alpha)) for alpha in (0, 0.2, 0.5, 1.0)}
+
+# %% [markdown]
+# ## How this misleads
+#
+# The embedded model was trained to describe exactly these clips and has little to gain; its sinks are planted. That ASD changes what is written shows that it
+# acts, not that it helps: count objects that are not in the clip (`avlens.metrics`), over many clips, with intervals, and against a
+# method that needs no sinks (`VCD`, `PAI`).

@@ -1,0 +1,197 @@
+"""A researcher opens the quickstart in a real browser, runs it, clicks, and nothing leaves the machine."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("default"),  # of the browser's driver
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A Jupyter server in a folder of its own; gives its folder and address."""
+    anywidget = pytest.importorskip("anywidget", reason="the extra notebook is not installed")
+    pytest.importorskip("jupyterlab", reason="the extra notebook is not installed")
+    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
+    port, folder = free_port(), tmp_path / "work"
+    folder.mkdir()
+    installed = Path(anywidget.__file__).parents[4]  # where its part of JupyterLab is
+    env = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"), "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "run"), "JUPYTER_PATH": str(installed / "share" / "jupyter"),
+        "JUPYTER_CONFIG_PATH": str(installed / "etc" / "jupyter"), "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}",
+        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/api?token=t", server, tmp_path / "log")
+        yield folder, f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(address, server, log):
+    for _ in range(240):
+        if server.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def page():
+    """A page of Chromium with what it complained of and what it asked of other machines."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.set_default_timeout(120_000)
+        page.errors, page.outside = [], []
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)
+        page.on("request", lambda asked: page.outside.append(asked.url) if leaves(asked.url) else None)
+        yield page
+        browser.close()
+
+
+def leaves(url):
+    return not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:"))
+
+
+def run_all(page, address, name):
+    """Open a notebook and run its cells; none may fail."""
+    page.goto(f"{address}/lab/tree/{name}?token=t")
+    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    cells = "window.jupyterapp.shell.currentWidget.content.widgets.filter(one => one.model.type === 'code')"
+    page.wait_for_function(
+        f"{cells}.every(one => one.model.executionCount) && "
+        "window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'",
+        timeout=300_000,
+    )
+    failed = page.evaluate(
+        f"{cells}.flatMap(one => one.model.outputs.toJSON()).filter(one => one.output_type === 'error').map(one => one.evalue)"
+    )
+    assert failed == []
+
+
+def told(page, run, answer=0):
+    return page.locator(f".avx-bar[data-run='{run}'][data-answer='{answer}'] span").inner_text()
+
+
+def click(page, layer, group, **how):
+    cell = page.locator(f".avx-cell[data-layer='{layer}'][data-group='{group}'] .avx-patched")
+    cell.scroll_into_view_if_needed()
+    cell.click(**how)
+
+
+def test_the_quickstart_runs_and_its_explorer_answers_clicks(served, page):
+    folder, address = served
+    nbformat.write(jupytext.read(EXAMPLES / "quickstart.py"), folder / "quickstart.ipynb")
+    run_all(page, address, "quickstart.ipynb")
+    explorer = page.locator(".avx")
+    explorer.scroll_into_view_if_needed()
+    group = page.locator(".avx-column", has_text="a·").first.get_attribute("data-group")
+
+    before = told(page, "edited")
+    click(page, 3, group)  # what was never run
+    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L3')")
+    assert told(page, "edited") != before
+    assert told(page, "edited") == told(page, "corrupted")  # too late: the last token does not read it any more
+
+    click(page, 0, group, modifiers=["Shift"])
+    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('knock out L0')")
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L3')")
+
+    page.locator(f".avx-column[data-group='{int(group) - 1}'] text").click()
+    page.wait_for_function("/cells? run in/.test(document.querySelector('.avx-status').textContent)")
+    assert page.locator(f".avx-cell[data-group='{int(group) - 1}'] .avx-patched.avx-known").count() == 4
+
+    page.locator(".avlens-view canvas").first.wait_for()
+    assert page.locator(".avlens-view canvas").count() == 5  # four heads and the zoomed one
+    assert page.locator(".js-plotly-plot .main-svg").count() >= 3
+    assert page.outside == []
+    assert page.errors == []
+
+
+def test_errors_are_seen_and_a_cell_that_runs_meanwhile_changes_nothing(served, page):
+    folder, address = served
+    code = [
+        "from avlens import knockout, views\nfrom avlens.testing import tiny_clip, tiny_model",
+        "model, clip = tiny_model(n_layers=3), tiny_clip(3.0)\n"
+        "clean, corrupt = (model.prepare(one, 'what ?') for one in (clip, clip.silenced()))",
+        "explorer = views.PatchExplorer(model, clean, corrupt)\nexplorer",
+        "from avlens.views import patching\nsweep = patching.sweep\n"
+        "patching.sweep = lambda *args, **more: 1 / 0 if explorer.result.window == 2 else sweep(*args, **more)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / "small.ipynb")
+    run_all(page, address, "small.ipynb")
+    page.locator(".avx").scroll_into_view_if_needed()
+    page.locator(".avx select[aria-label=window]").select_option("2")
+    page.wait_for_timeout(500)
+    click(page, 0, 0)
+    page.wait_for_function("document.querySelector('.avx-status').textContent.includes('ZeroDivisionError')")
+    assert page.locator(".avx-status.avx-failed").count() == 1
+    page.locator(".avx select[aria-label=window]").select_option("1")
+
+    run = (
+        "kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel, "
+        "window.meanwhile = kernel.requestExecute({code: 'for _ in range(40): model.run_with_hooks(clean, "
+        "knockout(clean.tokens.last, clean.tokens.video))'}).done.then(() => { window.finished = true; }), 0"
+    )
+    page.evaluate(f"var kernel; {run}")
+    page.get_by_role("button", name="Sweep column").click()
+    page.wait_for_function("/3 cells run in/.test(document.querySelector('.avx-status').textContent)")
+    page.wait_for_function("window.finished === true")
+    colours = "[...document.querySelectorAll('.avx-cell[data-group=\"0\"] .avx-patched')].map(one => one.style.fill)"
+    shown = page.evaluate(colours)
+    check = (
+        "other = views.PatchExplorer(model, clean, corrupt); other.sweep(0); "
+        "assert other.result.patched[:, 0].allclose(explorer.result.patched[:, 0])"
+    )
+    said = page.evaluate(
+        "code => kernel.requestExecute({code}).done.then(reply => reply.content.status + (reply.content.evalue ?? ''))",
+        check,
+    )
+    assert said == "ok" and len(shown) == 3 and all(shown)
+    assert page.outside == [] and page.errors == []

@@ -1,0 +1,65 @@
+"""The documentation site builds without warnings and without network, and holds what it promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("## Formula", "## Source", "## Use", "## How to read it", "## How it misleads")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("furo", reason="the extra docs is not installed")
+    out = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-d",
+        str(out / "trees"),
+        "docs",
+        str(out / "html"),
+    ]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return out / "html"
+
+
+@pytest.mark.slow
+def test_every_page_and_notebook_is_on_the_site(site):
+    pages = [
+        path.relative_to(ROOT / "docs") for path in (ROOT / "docs").glob("**/*.md") if "_" not in path.parts[-1][:1]
+    ]
+    assert len(pages) > 25
+    assert [page for page in pages if not (site / page.with_suffix(".html")).is_file()] == []
+    assert all((site / "examples" / f"{one.stem}.html").is_file() for one in (ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.slow
+def test_pages_load_nothing_from_elsewhere(site):
+    for page in site.glob("**/*.html"):
+        loaded = re.findall(r"<(?:script|img|iframe|video)[^>]*\ssrc=\"([^\"]+)\"", page.read_text("utf-8"))
+        loaded += re.findall(r"<link[^>]*rel=\"(?:stylesheet|preload)\"[^>]*href=\"([^\"]+)\"", page.read_text("utf-8"))
+        assert [link for link in loaded if link.startswith(("http", "//"))] == [], page
+
+
+@pytest.mark.slow
+def test_the_reference_and_formulas_are_drawn(site):
+    assert 'id="avlens.model.HookedAVModel.run_with_cache"' in (site / "reference" / "avlens.html").read_text("utf-8")
+    assert "<math" in (site / "methods" / "sinks.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda path: path.stem)
+def test_a_method_has_formula_source_use_and_how_it_is_read_and_misread(page):
+    text = page.read_text("utf-8")
+    assert [part for part in PARTS if part not in text] == []
+    assert [part for part in PARTS if part in text] == sorted(PARTS, key=text.index)
+    images = re.findall(r"\]\(\.\./(images/[^)]+)\)", text)
+    assert all((ROOT / "docs" / image).is_file() for image in images)
