@@ -80,6 +80,23 @@ class Sweep(StrEnum):
     BOTTOM_UP = "bottom_up"
 
 
+class Choice(StrEnum):
+    """Which experiment is run."""
+
+    SELECTION = "selection"
+    TRACING = "tracing"
+    LENS = "lens"
+    SHIFT = "shift"
+    FLOW = "flow"
+
+
+class Engine(StrEnum):
+    """What runs an experiment."""
+
+    IN_PROCESS = "in-process"
+    PROCESSES = "processes"
+
+
 class Decoding(StrEnum):
     """How a caption is decoded."""
 
@@ -274,7 +291,7 @@ def table(
         out.mkdir(parents=True, exist_ok=True)
     judged = unimodal_dominance(
         loaded, found.samples, corrupt=corrupt.value, ask=found.ask, seed=seed, read=found.read, progress=not as_json,
-        save_to=None if out is None else out / "judged.jsonl",
+        save_to=None if out is None else out / "judged",
     )  # fmt: skip
     result = hub_table(
         loaded, found.samples, judged, read=found.read, n=numbers, draws=draws, direction=direction.value,
@@ -367,6 +384,62 @@ def caption(
     steps = {name: value[0].tolist() for name, value in written.records.items() if isinstance(value, Tensor)}
     value = {"text": written.text, "decoding": decoding.value, "steps": steps, "made_by": dict(written.made_by)}
     _show(value, as_json, lambda: typer.echo(written.text))
+
+
+@app.command()
+def run(
+    experiment: Annotated[Choice, typer.Argument(help="What is measured.", metavar="EXPERIMENT")],
+    data: Annotated[str, typer.Option(help="synthetic:N, or a csv, json or jsonl file of clips.")],
+    out: Annotated[Path, typer.Option(help="Folder of the records; one that exists goes on.")],
+    clips: Annotated[Path, typer.Option(help="The folder with the clips.")] = Path(),
+    limit: Annotated[int | None, typer.Option(help="Only so many samples.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of synthetic clips, corruptions and random sets.")] = 0,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and stop.")] = False,
+    engine: Annotated[Engine, typer.Option(help="What runs it.")] = Engine.IN_PROCESS,
+    workers: Annotated[int, typer.Option(help="How many processes.", min=1)] = 2,
+    model: ModelName = DEFAULT_MODEL,
+    device: Device = None,
+    device_map: Annotated[str | None, typer.Option(help="auto: spread over GPUs.", rich_help_panel="Model")] = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run an experiment over a data set; run it again after an interruption, and it goes on."""
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from avlens.data import read_data
+    from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, asked_as
+    from avlens.experiments import run as run_experiment
+
+    found = read_data(data, clips, limit=limit, seed=seed)
+    chosen = replace(asked_as(EXPERIMENTS[experiment.value], found.ask), seeds=(seed,))
+    read = (
+        found.read if data.partition(":")[0] == "synthetic" else None
+    )  # Files are read as the model's family samples them.
+
+    engines: dict[Engine, Any] = {Engine.IN_PROCESS: InProcess(), Engine.PROCESSES: Processes(workers)}
+    given = {"device": device, "dtype": dtype, "device_map": device_map}
+    source = ModelSource(model, {name: value for name, value in given.items() if value is not None})
+
+    def said(cost: Estimate) -> bool:
+        tqdm.write(f"estimate: {cost}", file=sys.stderr)
+        return not estimate
+
+    try:
+        records = run_experiment(
+            chosen, source, found.samples, out, read=read, engine=engines[engine], on_estimate=said, progress=not as_json
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; what was measured is in {out}. Run the same command again to go on.", err=True)
+        raise typer.Exit(130) from None
+    tables = _summaries(records, chosen)
+    value = {
+        "experiment": chosen.name, "made_by": records.made_by, "records": len(records), "problems": _records(records.problems()),
+        "summaries": {name: _records(table.to_frame().reset_index()) for name, table in tables.items()}, "folder": str(out),
+    }  # fmt: skip
+    problems = "" if records.problems().empty else records.problems().to_string(index=False, max_colwidth=100)
+    _show(value, as_json, lambda: _echo(repr(records), problems, *(f"\n{table!r}" for table in tables.values())))
 
 
 @app.command()
@@ -466,6 +539,15 @@ def _layers(given: str) -> Any:
             f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
         )
     return range(int(first), int(last or first) + 1)
+
+
+def _summaries(records: Any, experiment: Any) -> dict[str, Any]:
+    """The tables that an experiment names, of the values that were measured."""
+    from avlens.summaries import summarise
+
+    columns = set(records.to_frame().columns)
+    wanted = {value: by for value, by in experiment.summary if {value, *by} <= columns}
+    return {value: summarise(records, value, by=by) for value, by in wanted.items()}
 
 
 def _said_by_layer(read: Any, top: int) -> pd.DataFrame:

@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from avlens.analyses.selection import Ask
 from avlens.datasets import synthetic
 from avlens.datasets.audioset import QUESTION as DESCRIBE
@@ -124,17 +126,26 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
 
 def _synthetic(n: int, task: Task, seed: int) -> Data:
     """Clips in which shape and sound are no pair, so that sight and sound speak for different answers."""
-    made = synthetic.synthetic_clips(n, seed=seed, seconds=4.0, blank=0, silent=0, matching=0)
-    clips, samples = {}, []
-    for i, one in enumerate(made):
+    samples = []
+    for i in range(n):
+        content, _ = _content(seed, i)
         question: synthetic.Question = "describe" if task == "describe" else ("sound", "object")[i % 2]
         kinds = {"sound": synthetic.SOUNDS, "object": synthetic.SHAPES}.get(question, ())
-        label = LETTERS[kinds.index(one.content.answer(question))] if kinds else ""
+        label = LETTERS[kinds.index(content.answer(question))] if kinds else ""
         name = f"{question}-{seed}-{i}"
-        clips[name] = one.clip
-        samples.append(
-            Sample(name, Path(name), synthetic.QUESTIONS[question], tuple(kinds), label, record={"objects": [
-                held for held in (one.content.shape, one.content.sound) if held]})
-        )  # fmt: skip
+        record = {"objects": [held for held in (content.shape, content.sound) if held], "seed": seed, "index": i}
+        samples.append(Sample(name, Path(name), synthetic.QUESTIONS[question], tuple(kinds), label, record=record))
     named = Vocabulary(dict.fromkeys((*synthetic.SHAPES, *synthetic.SOUNDS), ()))
-    return Data(tuple(samples), lambda sample: clips[sample.id], "words", named)
+    return Data(tuple(samples), read_synthetic, "words", named)
+
+
+def read_synthetic(sample: Sample) -> Clip:
+    """Draw the clip of a synthetic sample."""
+    content, generator = _content(sample.record["seed"], sample.record["index"])
+    return synthetic.draw_clip(content, generator, seconds=4.0)
+
+
+def _content(seed: int, index: int) -> tuple[synthetic.Content, np.random.Generator]:
+    """What a clip of `synthetic_clips` holds, and the generator that draws it."""
+    generator = np.random.default_rng([seed, index])
+    return synthetic.draw_content(generator, blank=0, silent=0, matching=0), generator

@@ -13,6 +13,8 @@
      +- BatchError              several prompts where one was needed, or the reverse
      +- DecodingError           a decoding method or setting that cannot run
      +- DatasetError            a data set's file or record that cannot be used as it is
+     +- RecordError             records of a run that cannot be read, written or mixed
+     +- ExperimentError         an experiment that cannot run, or go on, as asked
      +- MetricError             a metric that cannot be computed as asked
      +- ViewError               a picture that cannot be drawn as asked
 
@@ -75,6 +77,14 @@ class DecodingError(AVLensError, ValueError):
 
 class DatasetError(AVLensError, ValueError):
     """A data set's file or record cannot be used as it is. Names the file, and the line where there is one."""
+
+
+class RecordError(AVLensError, ValueError):
+    """Records of a run that cannot be read, written or mixed. Names the folder."""
+
+
+class ExperimentError(AVLensError, ValueError):
+    """An experiment that cannot run, or go on, as asked."""
 
 
 class MetricError(AVLensError, ValueError):

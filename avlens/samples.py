@@ -4,9 +4,12 @@ Readers in `avlens.datasets` yield Samples without opening their files. `open_cl
 missing or broken comes back with its reason instead of a clip, so that one of ten thousand does not end a run.
 """
 
+import hashlib
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -68,6 +71,12 @@ class Sample:
         listed = [f"{letter}. {option}" in lines for letter, option in zip(self.letters, self.options, strict=True)]
         return bool(listed) and all(listed)
 
+    @property
+    def asks(self) -> str:
+        """A fingerprint of what is asked: a clip may be asked about again, with its options in another order."""
+        asked = json.dumps([self.question, self.options, self.label, self.start, self.end])
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -88,6 +97,18 @@ def choice_question(question: str, options: Sequence[str], closing: str = "") ->
     """A question that lists its options, one per line with a letter, between a blank line and a closing line."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, "", *lines, *([closing] if closing else [])])
+
+
+def inside(folder: str | Path, name: str, where: str) -> Path:
+    """The path of a file that a data set names, which must stay in the data set's folder.
+
+    Raises:
+        DatasetError: If the name is absolute, or climbs out.
+    """
+    climbs = Path(os.path.normpath(name)).parts[:1] == (os.pardir,)
+    if not name or climbs or Path(name).is_absolute() or PureWindowsPath(name).drive or "\0" in name:
+        raise DatasetError(f"{where} names the file {name!r}, which is not below {folder}. Give a path relative to it.")
+    return Path(folder) / name
 
 
 def read_clip(

@@ -190,6 +190,9 @@ def test_models_and_check(run):
         (["demo", "--out", __file__], "cannot be made (File exists)"),
         (["demo", "--out", f"{__file__}/below"], "cannot be made (Not a directory)"),
         (["check", "/"], "no config.json"),
+        (["run", "lens", "--data", "nothing", "--out", "x"], "no data set 'nothing'"),
+        (["run", "fly", "--data", "synthetic:1", "--out", "x"], "fly"),
+        (["run", "lens", "--data", "synthetic:1", "--out", __file__], "cannot be"),
         (["fly"], "fly"),
     ],
 )
@@ -203,6 +206,31 @@ def test_bad_input_is_said_and_ends_with_2(run, clip, halves, arguments, says):
 def test_cuda_is_refused_where_there_is_none(run, clip):
     code, out, err = run("caption", clip, "--device", "cuda")
     assert code == 2 and "the device 'cuda' cannot be used" in err and not out
+
+
+def test_an_experiment_is_run_and_goes_on(run, tmp_path):
+    from avlens.experiments import EXPERIMENTS
+
+    assert [choice.value for choice in cli.Choice] == list(EXPERIMENTS)
+    out = tmp_path / "out"
+    code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate", "--json")
+    assert code == 0 and json.loads(said)["records"] == 4 and "estimate: 1 to go" in err
+    code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out)
+    assert code == 0 and "RecordTable(6 records of 6 samples, 0 with a problem)" in said and "named_other" in said
+    code, said, _ = run("run", "lens", "--data", "synthetic:6", "--out", out, "--json")
+    found = json.loads(said)
+    assert code == 0 and found["problems"] == [] and found["summaries"]["named"][0]["clips"] == 6
+    code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--model", "avlens-tiny-organic")
+    assert code == 2 and "Write to another folder" in err and not said
+
+
+def test_an_interrupted_run_says_how_to_go_on(run, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("avlens.experiments.run", interrupted)
+    code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", tmp_path)
+    assert code == 130 and "Run the same command again to go on" in err and not said
 
 
 def test_files_that_cannot_be_written_end_with_2(run, monkeypatch):
@@ -227,7 +255,7 @@ def test_table_of_a_data_set(run, tmp_path):
     rows = {row["set"]: row for table in found["tables"].values() for row in table}
     assert rows["random N=2"]["draws"] == 2 and rows["all"]["clips"] == 1
     written = {path.name for path in (tmp_path / "table").iterdir()}
-    assert {"judged.jsonl", "effects.csv", "effects.tex"} <= written
+    assert {"judged", "effects.csv", "effects.tex"} <= written
     code, out, _err = run("table", "synthetic:2", *options, "--out", tmp_path / "table")
     assert code == 0 and "bootstrap intervals" in out
     for wrong, says in ((("nothing.csv",), "synthetic:40"), (("synthetic:2", "--n", "0,x"), "such as 2,3,4")):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from avlens.analyses.selection import read_judgements
+
 FOLDER = Path(__file__).parents[1] / "examples" / "cross_modal_hubs"
 
 
@@ -31,9 +33,9 @@ def test_every_example_is_tested_and_on_the_page():
 
 
 def test_selection(run):
-    selection, said, folder = run("selection", data="synthetic:2", out=Path("judged.jsonl"))
+    selection, said, folder = run("selection", data="synthetic:2", out=Path("judged"))
     assert len(selection.judgements) == 2 and "audio-dominant" in said
-    assert len((folder / "judged.jsonl").read_text().splitlines()) == 2
+    assert len(read_judgements(folder / "judged")) == 2
 
 
 def test_causal_tracing(run):

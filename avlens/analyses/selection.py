@@ -20,11 +20,10 @@ encoders, so the prompts' layouts are equal, which is checked. Zeros are far fro
 `noise` and `mean`.
 """
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +37,7 @@ from avlens import display
 from avlens.errors import DatasetError, MediaError, PromptError
 from avlens.inputs import AVInputs
 from avlens.media import Clip
+from avlens.records import Record, RecordFolder, read_records
 from avlens.samples import Opened, Sample, open_clip, read_clip
 
 Corruption = Literal["zero", "swap", "noise", "mean"]
@@ -79,6 +79,28 @@ class Judgement:
     def correct(self) -> bool | None:
         """Whether the answer with both modalities is the label; None where there is no label or no run."""
         return None if self.problem or not self.label else self.o_clean == self.label
+
+    def to_row(self) -> dict[str, Any]:
+        """What records hold of it."""
+        answers = {f"answer {run}": letter for run, letter in self.answers.items()}
+        texts = {f"text {run}": text for run, text in self.texts.items()}
+        decided = {f"{modality}_dominant": float(self.dominant == modality) for modality in ("audio", "video")}
+        correct = float("nan") if self.correct is None else float(self.correct)
+        return {
+            "dominant": self.dominant, **decided, "correct": correct, **answers, **texts, "o_clean": self.o_clean,
+            "o_corrupt": self.o_corrupt, "p_clean": list(self.p_clean), "p_corrupt": list(self.p_corrupt), "label": self.label,
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, record: Record) -> "Judgement":
+        """The judgement that a record holds."""
+        if record.problem or not record.rows:
+            return cls(record.sample, problem=record.problem)
+        row = record.rows[0]
+        answers, texts = ({run: row[f"{kind} {run}"] for run in RUNS} for kind in ("answer", "text"))
+        p_clean, p_corrupt = ((float(row[name][0]), float(row[name][1])) for name in ("p_clean", "p_corrupt"))
+        said = {name: row[name] for name in ("dominant", "o_clean", "o_corrupt", "label")}
+        return cls(record.sample, answers, texts, p_clean=p_clean, p_corrupt=p_corrupt, **said)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,32 +185,57 @@ def unimodal_dominance(
         step: Whether P is taken at the first step, or is its maximum over all steps.
         max_new_tokens: How much to write at most.
         seed: Of the noise.
-        save_to: A jsonl file to append each judgement to. What it holds already is not asked again, but what was skipped is.
+        save_to: A folder of records to add each judgement to. What it holds already is not asked again, but what was skipped is.
         read: Opens a sample's clip.
         progress: Whether to show a bar.
 
     Raises:
-        DatasetError: If a sample has no options, two have one id, or the file was made with other settings or questions.
+        DatasetError: If a sample has no options, or two have one id.
+        RecordError: If the folder was made with another model, other settings or other questions.
         PromptError: If there is no such corruption, or it changed the layout of a prompt.
     """
     listed = _checked(samples)
     made_by = model.made_by(corrupt=corrupt, ask=ask, step=step, max_new_tokens=max_new_tokens, seed=seed)
-    settings = {key: made_by[key] for key in ("model", "dtype", "corrupt", "ask", "step", "max_new_tokens", "seed")}
-    done = {} if save_to is None else read_judgements(save_to, settings, listed)
+    settings = {"ask": ask, "step": step, "max_new_tokens": max_new_tokens}
+    identity = {"experiment": "unimodal dominance", "model": made_by["model"], "dtype": made_by["dtype"]}
     judgements = []
-    for index, sample in enumerate(tqdm(listed, desc="judging", unit="clip", disable=not progress)):
-        before = done.get(sample.id)
-        if before is not None and not before.problem:
-            judgements.append(before)
-            continue
-        opened = open_clip(sample, read)
-        other = partner_of(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
-        judgement = judge(
-            model, opened, corrupt=corrupt, other=other, ask=ask, step=step, max_new_tokens=max_new_tokens, seed=seed
-        )
-        if save_to is not None and (before is None or judgement.problem != before.problem):
-            _append(Path(save_to), judgement, settings, _asks(sample))
-        judgements.append(judgement)
+    with (
+        nullcontext()
+        if save_to is None
+        else RecordFolder(save_to, {**identity, "conditions": {corrupt: settings}}) as kept
+    ):
+        for index, sample in enumerate(tqdm(listed, desc="judging", unit="clip", disable=not progress)):
+            before = None if kept is None else kept.find((sample.id, corrupt, seed), sample.asks)
+            if before is not None and not before.problem:
+                judgements.append(Judgement.from_record(before))
+                continue
+            opened = open_clip(sample, read)
+            other = partner_of(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
+            one = judge(
+                model,
+                opened,
+                corrupt=corrupt,
+                other=other,
+                ask=ask,
+                step=step,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
+            judgements.append(one)
+            if kept is not None:
+                rows = () if one.problem else (one.to_row(),)
+                kept.add(
+                    Record(
+                        sample.id,
+                        corrupt,
+                        seed,
+                        rows,
+                        one.problem,
+                        asks=sample.asks,
+                        settings=settings,
+                        made_by=made_by,
+                    )
+                )
     return Selection(tuple(judgements), require_correct, made_by)
 
 
@@ -278,33 +325,13 @@ def chosen_letter(text: str, options: Sequence[str], ask: Ask = "letters") -> st
     return chr(ord("A") + named[0]) if len(named) == 1 else ""
 
 
-def read_judgements(
-    path: str | Path, settings: Mapping[str, Any] | None = None, samples: Sequence[Sample] = ()
-) -> dict[str, Judgement]:
-    """The judgements of a jsonl file by sample, the last of each; a line cut short by a crash is passed over.
-
-    Args:
-        path: The file; one that is not there holds none.
-        settings: What they must have been made with, if given.
-        samples: Whose questions must be those that were asked.
+def read_judgements(folder: str | Path) -> dict[str, Judgement]:
+    """The judgements that `unimodal_dominance` saved, by sample; the last of a sample if it was judged in several ways.
 
     Raises:
-        DatasetError: If one was made with other settings, or its question, options or label were others.
+        RecordError: If the folder holds no records.
     """
-    found, asks = {}, {sample.id: _asks(sample) for sample in samples}
-    for number, record in _lines(Path(path)):
-        if settings is not None and record["settings"] != dict(settings):
-            raise DatasetError(
-                f"{path}, line {number} was made with {record['settings']}, not with {dict(settings)}. Save to another file."
-            )
-        stored = record["judgement"]
-        if record["asks"] != asks.get(stored["id"], record["asks"]):
-            raise DatasetError(
-                f"{path}, line {number} answers another question about {stored['id']!r}, or other options. Save to another file."
-            )
-        pairs = {key: tuple(map(_number, stored[key])) for key in ("p_clean", "p_corrupt")}
-        found[stored["id"]] = Judgement(**(stored | pairs))
-    return found
+    return {record.sample: Judgement.from_record(record) for record in read_records(folder).records}
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,44 +434,3 @@ def _probabilities(model: Any, answer: _Answer, said: tuple[str, str], step: Ste
 def _first_ids(model: Any, text: str) -> list[int]:
     texts = (text, f" {text}")
     return sorted({int(model.tokenizer(one, add_special_tokens=False)["input_ids"][0]) for one in texts})
-
-
-def _asks(sample: Sample) -> str:
-    """A fingerprint of what is asked: the same clip may be asked about with its options in another order."""
-    asked = json.dumps([sample.question, sample.options, sample.label, sample.start, sample.end])
-    return hashlib.sha256(asked.encode()).hexdigest()[:16]
-
-
-def _append(path: Path, judgement: Judgement, settings: Mapping[str, Any], asks: str) -> None:
-    record = {"settings": dict(settings), "asks": asks, "judgement": _plain(asdict(judgement))}
-    line = json.dumps(record, ensure_ascii=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cut_short = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("\n" if cut_short else "") + line + "\n")
-
-
-def _plain(stored: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN; null stands for it."""
-    pairs = {key: [None if value != value else value for value in stored[key]] for key in ("p_clean", "p_corrupt")}
-    return stored | pairs
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if not isinstance(record, dict) or not {"settings", "asks", "judgement"} <= set(record):
-                raise DatasetError(
-                    f"{path}, line {number} is no judgement. Save to a file that only unimodal_dominance writes."
-                )
-            yield number, record

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample
+from avlens.samples import Sample, inside
 
 QUESTION = "Describe what you see and hear in a single sentence."
 
@@ -52,7 +52,8 @@ def read_audioset(
                 "end_ms": round(1000 * end),
             }
             yield Sample(
-                id=f"{youtube}_{round(1000 * start)}", path=Path(folder) / names.format(id=youtube, **spans), question=question,
+                id=f"{youtube}_{round(1000 * start)}", question=question,
+                path=inside(folder, names.format(id=youtube, **spans), f"{table}, line {number}"),
                 label=", ".join(sounds), start=start if whole_videos else None, end=end if whole_videos else None,
                 record={"youtube": youtube, "start": start, "end": end, "sounds": sounds},
             )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample
+from avlens.samples import Sample, inside
 
 _KEYS = ("video_id", "task", "text", "label")
 
@@ -40,7 +40,7 @@ def read_avhbench(
             asked[video] += 1
             if task in (None, record["task"]):
                 yield Sample(
-                    id=name, path=Path(folder) / f"{video}{suffix}", question=record["text"], label=record["label"],
+                    id=name, path=inside(folder, f"{video}{suffix}", str(file)), question=record["text"], label=record["label"],
                     record={"video_id": video, "task": record["task"]},
                 )  # fmt: skip
 

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample
+from avlens.samples import Sample, inside
 from avlens.tokens import Modality
 
 
@@ -147,10 +147,12 @@ def read_sounding_chunks(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def _sample(user: Mapping[str, Any], video: str | list[str], text: str, media: Path) -> Sample:
-    name, stills = _name(video), [] if isinstance(video, str) else [media / still for still in video]
+    name, where = _name(video), f"the prompt of {_name(video)}"
+    stills = [] if isinstance(video, str) else [inside(media, still, where) for still in video]
     choices = user.get("choices", {})
     return Sample(
-        id=name, path=stills[0].parent if stills else media / str(video), question=text, options=tuple(choices.values()),
+        id=name, path=stills[0].parent if stills else inside(media, str(video), where), question=text,
+        options=tuple(choices.values()),
         label=user.get("label", user.get("original_label", "")), stills=tuple(stills),
         sound=media / "vggsound_with_mask" / "audio" / f"{name}.wav" if stills else None,
         record={key: value for key, value in user.items() if key not in ("role", "content", "label", "choices")},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample
+from avlens.samples import Sample, inside
 
 _OWN = ("id", "clip", "question", "options", "label", "start", "end")
 
@@ -34,7 +34,8 @@ def read_questions(table: str | Path, folder: str | Path = ".", *, question: str
             if line.strip():
                 record = _record(line, f"{table}, line {number}")
                 yield Sample(
-                    id=str(record.get("id", Path(record["clip"]).stem)), path=Path(folder) / record["clip"],
+                    id=str(record.get("id", Path(record["clip"]).stem)),
+                    path=inside(folder, record["clip"], f"{table}, line {number}"),
                     question=record.get("question", question), options=tuple(record.get("options", ())),
                     label=record.get("label", ""), start=record.get("start"), end=record.get("end"),
                     record={key: value for key, value in record.items() if key not in _OWN},

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from avlens.errors import DatasetError
-from avlens.samples import LETTERS, Sample, choice_question
+from avlens.samples import LETTERS, Sample, choice_question, inside
 
 QUESTION = "Classify the sounding object into one of the categories below:"
 
@@ -57,7 +57,8 @@ def read_vggsound(
             options = _options(label, events, n_options, [seed, zlib.crc32(name.encode())])
             closing = f"Respond ONLY with a single label letter (A–{LETTERS[n_options - 1]})."
             yield Sample(
-                id=name, path=Path(folder) / f"{name}{suffix}", question=choice_question(QUESTION, options, f"\n{closing}"),
+                id=name, path=inside(folder, f"{name}{suffix}", f"{table}, clip {name!r}"),
+                question=choice_question(QUESTION, options, f"\n{closing}"),
                 options=options, label=LETTERS[options.index(label)], record={"event": label, "split": part},
             )  # fmt: skip
 

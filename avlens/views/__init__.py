@@ -27,6 +27,7 @@ from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
 from avlens.analyses.transport import Transport
 from avlens.errors import ViewError
+from avlens.summaries import Comparison, Summary
 from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
 from avlens.views.attention_mass import plot_attention_mass
@@ -55,6 +56,7 @@ from avlens.views.shift import plot_shift
 from avlens.views.shift_table import plot_shift_table
 from avlens.views.sink_dims import plot_sink_dims
 from avlens.views.sinks import plot_sinks
+from avlens.views.summary import plot_comparison, plot_summary
 from avlens.views.timeline import timeline
 from avlens.views.trace import plot_trace
 from avlens.views.trace_table import plot_trace_table
@@ -91,6 +93,7 @@ def plot(result: Any) -> go.Figure:
 plot.register(AttentionDynamics)(plot_dynamics)
 plot.register(AttentionMass)(plot_attention_mass)
 plot.register(CausalTrace)(plot_trace)
+plot.register(Comparison)(plot_comparison)
 plot.register(Discarding)(plot_discarding)
 plot.register(HeadDominance)(plot_head_dominance)
 plot.register(HeadFlow)(plot_head_flow)
@@ -108,6 +111,7 @@ plot.register(ShiftTable)(plot_shift_table)
 plot.register(PatchGrid)(plot_patch_grid)
 plot.register(SinkDims)(plot_sink_dims)
 plot.register(Sinks)(plot_sinks)
+plot.register(Summary)(plot_summary)
 plot.register(TokenShift)(plot_shift)
 plot.register(TraceTable)(plot_trace_table)
 plot.register(Transport)(plot_transport)

@@ -24,7 +24,7 @@ def main(
     found = read_data(data, clips, sampling=loaded.family.sampling)
     out.mkdir(parents=True, exist_ok=True)
     selection = unimodal_dominance(
-        loaded, found.samples, ask=found.ask, read=found.read, save_to=out / "judged.jsonl", progress=True
+        loaded, found.samples, ask=found.ask, read=found.read, save_to=out / "judged", progress=True
     )
     table = hub_table(loaded, found.samples, selection, read=found.read, n=[2, 3, 4], draws=draws, progress=True)
     print(table)

@@ -1,7 +1,7 @@
 """Which clips does one modality decide? The clips behind the tables of causal effects.
 
 python selection.py                                                          avlens-tiny, on clips that it knows
-python selection.py --model Qwen/Qwen2.5-Omni-7B --data vggsound.csv --clips vggsound/ --out judged.jsonl
+python selection.py --model Qwen/Qwen2.5-Omni-7B --data vggsound.csv --clips vggsound/ --out judged
 """
 
 from pathlib import Path

@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 
@@ -15,7 +14,8 @@ from avlens.analyses.selection import (
     read_judgements,
     unimodal_dominance,
 )
-from avlens.errors import DatasetError, MediaError, PromptError
+from avlens.errors import DatasetError, MediaError, PromptError, RecordError
+from avlens.records import read_records
 from avlens.samples import Opened, Sample, open_clip
 from avlens.testing import tiny_clip, tiny_model
 
@@ -147,8 +147,8 @@ def test_broken_clips_are_skipped_with_their_reason(model, samples):
     assert "Give a clip with frames and sound" in silent.problem and silent.correct is None
 
 
-def test_a_run_that_ended_goes_on_and_its_file_only_grows(model, samples, tmp_path):
-    path, asked = tmp_path / "out" / "judged.jsonl", []
+def test_a_run_that_ended_goes_on_and_its_folder_only_grows(model, samples, tmp_path):
+    folder, asked = tmp_path / "out" / "judged", []
 
     def reading(sample):
         asked.append(sample.id)
@@ -157,42 +157,38 @@ def test_a_run_that_ended_goes_on_and_its_file_only_grows(model, samples, tmp_pa
         return read(sample)
 
     with pytest.raises(KeyboardInterrupt):
-        unimodal_dominance(model, samples, read=reading, save_to=path)
-    before = path.read_text()
-    assert before.count("\n") == 3
-    path.write_text(before + '{"settings": {"mod')  # a line cut short
-    found = unimodal_dominance(model, samples, read=reading, save_to=path)
-    assert asked == ["0", "1", "2", "3", "3", "4"] and path.read_text().startswith(before)
-    again = unimodal_dominance(model, samples, read=reading, save_to=path)
+        unimodal_dominance(model, samples, read=reading, save_to=folder)
+    before = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
+    assert list(read_judgements(folder)) == ["0", "1", "2"]
+    found = unimodal_dominance(model, samples, read=reading, save_to=folder)
+    assert asked == ["0", "1", "2", "3", "3", "4"] and all(path.read_bytes() == text for path, text in before.items())
+    again = unimodal_dominance(model, samples, read=reading, save_to=folder)
     assert len(asked) == 6 and repr(again.judgements) == repr(found.judgements)
     fresh = unimodal_dominance(model, samples, read=read)
     assert repr(fresh.judgements) == repr(found.judgements)
-    assert all(json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
 
 
 def test_what_was_skipped_is_tried_again(model, samples, tmp_path):
-    path = tmp_path / "judged.jsonl"
-    unimodal_dominance(model, samples, save_to=path)
-    lines = path.read_text().count("\n")
-    unimodal_dominance(model, samples, save_to=path)
-    assert path.read_text().count("\n") == lines == 5  # still broken: nothing new to say
+    folder = tmp_path / "judged"
+    unimodal_dominance(model, samples, save_to=folder)
+    unimodal_dominance(model, samples, save_to=folder)
+    assert len(list(folder.glob("*.jsonl"))) == 1  # still broken: nothing new to say
     tiny_clip(1.0, size=(56, 56)).to_file(samples[1].path)
-    found = unimodal_dominance(model, samples, save_to=path)
-    assert [one.id for one in found.skipped] == ["4"] and path.read_text().count("\n") == 6
-    assert not read_judgements(path)["1"].problem
+    found = unimodal_dominance(model, samples, save_to=folder)
+    assert [one.id for one in found.skipped] == ["4"] and len(list(folder.glob("*.jsonl"))) == 2
+    assert not read_judgements(folder)["1"].problem and read_judgements(folder)["4"].problem
 
 
-def test_a_file_of_other_settings_is_refused(model, samples, tmp_path):
-    path = tmp_path / "judged.jsonl"
-    unimodal_dominance(model, samples[:1], save_to=path)
-    with pytest.raises(DatasetError, match="Save to another file"):
-        unimodal_dominance(model, samples[:1], save_to=path, corrupt="noise")
+def test_a_folder_of_other_settings_is_refused(model, samples, tmp_path):
+    folder = tmp_path / "judged"
+    unimodal_dominance(model, samples[:1], save_to=folder)
+    with pytest.raises(RecordError, match="Write to another folder"):
+        unimodal_dominance(model, samples[:1], save_to=folder, max_new_tokens=5)
     turned = replace(samples[0], options=OPTIONS[::-1], label="B")
-    with pytest.raises(DatasetError, match="answers another question about '0'"):
-        unimodal_dominance(model, [turned], save_to=path)
-    path.write_text('{"id": 1}\n')
-    with pytest.raises(DatasetError, match="line 1 is no judgement"):
-        unimodal_dominance(model, samples[:1], save_to=path)
+    with pytest.raises(RecordError, match="answers another question about '0'"):
+        unimodal_dominance(model, [turned], save_to=folder)
+    both = [unimodal_dominance(model, samples[:1], save_to=folder, corrupt=corrupt) for corrupt in ("noise", "zero")]
+    assert len(read_records(folder)) == 2 and both[0].made_by["corrupt"] == "noise"
 
 
 def test_correct_answers_may_be_required(monkeypatch, model, samples):

@@ -1,0 +1,154 @@
+"""Several workers on this machine: each a process with its own model.
+
+Python's own pool of processes runs them. A worker that dies (killed, or by the system for want of memory) breaks the pool, and
+it is not known of which item: a new pool is started, and those that were being measured are measured again one by one. An item
+that kills its worker even alone is tried once more with what is let go where memory is short; then its record says so. Workers
+end with the process that started them, however it ends.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection
+from typing import Any
+
+import torch
+
+from avlens.errors import ExperimentError
+from avlens.experiments.experiment import Item
+from avlens.experiments.work import DEATHS, Load, Work, Worker, lost, own_loader
+from avlens.records import Record
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Workers on this machine.
+
+    Attributes:
+        n: How many. Each holds a model: on one GPU, as many as fit.
+        devices: Where each worker's model is put, in turn, such as `("cuda:0", "cuda:1")`; by default where its loader puts it.
+    """
+
+    n: int = 2
+    devices: tuple[str, ...] = ()
+
+    @contextmanager
+    def start(self, work: Work, model: Any) -> Iterator["_Pool"]:
+        """Workers that have loaded their models.
+
+        Raises:
+            ExperimentError: If the model cannot be loaded by each worker, or no worker comes up.
+        """
+        if self.n < 1:
+            raise ExperimentError(f"n is {self.n}. Start one worker or more.")
+        pool = _Pool(self, work, own_loader(model))
+        try:
+            yield pool
+        finally:
+            pool.executor.shutdown(wait=True, cancel_futures=True)
+
+
+class _Pool:
+    """A pool that is started anew when it breaks."""
+
+    def __init__(self, engine: Processes, work: Work, load: Load) -> None:
+        self.engine, self.n, self.work, self.load = engine, engine.n, work, load
+        self.open()
+
+    def open(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        numbers = context.SimpleQueue()
+        for number in range(self.n):
+            numbers.put(number)
+        threads = max(1, torch.get_num_threads() // self.n)
+        self.executor = ProcessPoolExecutor(
+            self.n, context, initializer=_start, initargs=(self.work, self.load, self.engine.devices, numbers, threads)
+        )
+        try:
+            self.made_by = self.executor.submit(_made_by).result()
+        except BrokenProcessPool as error:
+            self.executor.shutdown()
+            raise ExperimentError(
+                "no worker came up. Each loads the model by itself, and imports the functions that measure and read: define "
+                'them in a module, and start a script\'s run below if __name__ == "__main__". What the worker said is above.'
+            ) from error
+
+    def measure(self, items: Iterable[Item]) -> Iterator[Record]:
+        """The record of each item as it comes."""
+        left = iter(items)
+        while True:
+            suspects: list[Item] = []
+            yield from self._together(left, suspects)
+            if not suspects:
+                return
+            self.open()
+            for item in suspects:
+                yield self._alone(item)
+
+    def _together(self, left: Iterator[Item], suspects: list[Item]) -> Iterator[Record]:
+        """Records of what is left, until a worker dies: then `suspects` are those that it may have died of."""
+        running: dict[Future[Record], Item] = {}
+        while not suspects:
+            while len(running) < 2 * self.n and (item := next(left, None)) is not None:
+                try:
+                    running[self.executor.submit(_measure, item, 0)] = item
+                except BrokenProcessPool:
+                    suspects.append(item)
+                    break
+            if not running:
+                return
+            yield from self._finished(running, suspects)
+        while running:
+            yield from self._finished(running, suspects)
+
+    def _finished(self, running: dict[Future[Record], Item], suspects: list[Item]) -> Iterator[Record]:
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            item = running.pop(future)
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                suspects.append(item)
+
+    def _alone(self, item: Item) -> Record:
+        for death in range(DEATHS):
+            try:
+                return self.executor.submit(_measure, item, death).result()
+            except BrokenProcessPool:
+                self.open()
+        return lost(self.work, item, self.made_by)
+
+
+_here: list[Worker] = []
+"""In a worker's process: the worker."""
+
+
+def _start(work: Work, load: Load, devices: Sequence[str], numbers: Any, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    model = load()
+    if devices:
+        model = model.to(devices[numbers.get() % len(devices)])
+    _here[:] = [Worker(work, model)]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _made_by() -> dict[str, Any]:
+    return _here[0].made_by
+
+
+def _measure(item: Item, deaths: int) -> Record:
+    return _here[0].measure(item, deaths)

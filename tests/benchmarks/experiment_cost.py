@@ -1,0 +1,99 @@
+"""What one item of each experiment costs, in passes of the decoder and of the encoders, and how engines share them out.
+
+python tests/benchmarks/experiment_cost.py flops          # passes per item, counted on the embedded model
+python tests/benchmarks/experiment_cost.py engines 40     # seconds of 40 items in-process, on two processes
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from avlens import HookedAVModel
+from avlens.data import read_data
+from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, run
+from avlens.records import read_records
+from avlens.samples import Opened
+from avlens.testing import tiny_model
+
+
+def flops(model, work):
+    """Operations of the encoders and of the rest."""
+    model.forget_encodings()
+    with FlopCounterMode(model, display=False) as counter:
+        work()
+    counts = counter.get_flop_counts()
+    encoders = sum(
+        sum(counts[name].values()) for name in counts if name.count(".") == 1 and name.endswith((".vision", ".audio"))
+    )
+    return encoders, counter.get_total_flops() - encoders
+
+
+def passes(clips=6):
+    """Of each experiment: items, passes of the decoder and of the encoders per item (medians)."""
+    model = HookedAVModel.from_pretrained("avlens-tiny")
+    data = read_data(f"synthetic:{clips}")
+    for name, experiment in EXPERIMENTS.items():
+        ratios = []
+        for item in experiment.items(data.samples):
+            opened = Opened(item.sample, data.read(item.sample), "")
+            inputs = model.prepare(opened.clip, item.sample.question, options=item.sample.options)
+            encoders, decoder = flops(model, lambda inputs=inputs: model(inputs, logits_at=inputs.tokens.last))
+            condition = {**experiment.conditions[item.condition], "seed": 0}
+            its = flops(model, lambda e=experiment, o=opened, c=condition: e.measure(model, o, c))
+            ratios.append((its[1] / decoder, its[0] / encoders))
+        for column, what in enumerate(("decoder", "encoders")):
+            values = [ratio[column] for ratio in ratios]
+            middle, mean, most = statistics.median(values), statistics.mean(values), max(values)
+            print(f"{name:10s} {what:9s} median {middle:6.2f}  mean {mean:6.2f}  max {most:6.2f}")
+
+
+def wait(model, opened, condition):
+    """Something that takes a known time and no processor, as a GPU would."""
+    time.sleep(condition["seconds"])
+    return [{"x": 1.0}]
+
+
+def small_model():
+    return tiny_model(n_layers=1, d_model=32, n_heads=2, n_key_value_heads=1, d_mlp=32)
+
+
+def nothing(sample):
+    return None
+
+
+def engines(n):
+    """Seconds that each engine adds to an item, and its efficiency with two workers."""
+    torch.set_num_threads(1)
+    data = read_data(f"synthetic:{n}")
+    for name, engine, workers in (("in-process", InProcess(), 1), ("processes", Processes(2), 2)):
+        for seconds in (0.0, 0.1):
+            with tempfile.TemporaryDirectory() as folder:
+                measured, spent = clock(
+                    Experiment("wait", wait, {"": {"seconds": seconds}}), engine, data, Path(folder)
+                )
+            overhead, efficiency = spent - sum(measured) / workers, sum(measured) / (workers * spent)
+            print(
+                f"{name:10s} items of {1000 * statistics.mean(measured):6.1f} ms: {1000 * overhead / len(measured):6.2f} ms more "
+                f"an item, efficiency {efficiency:.3f}"
+            )
+
+
+def clock(experiment, engine, data, folder):
+    """Seconds of each item, and from when the workers were warm until all was done."""
+    warm = {}
+
+    def begin(cost):
+        warm["at"], warm["keys"] = time.monotonic(), {one.key for one in read_records(folder).records}
+
+    records = run(experiment, small_model, data.samples, folder, read=nothing, engine=engine, on_estimate=begin)
+    spent = time.monotonic() - warm["at"]
+    return [one.seconds for one in records.records if one.key not in warm["keys"]], spent
+
+
+if __name__ == "__main__":
+    passes() if sys.argv[1] == "flops" else engines(int(sys.argv[2]))

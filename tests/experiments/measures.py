@@ -1,0 +1,62 @@
+"""What the experiments of these tests measure. Workers import it."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from avlens.errors import PromptError
+from avlens.experiments import Experiment
+from avlens.samples import Sample
+from avlens.testing import tiny_clip, tiny_model
+
+
+def small_model():
+    return tiny_model(n_layers=1, d_model=32, n_heads=2, n_key_value_heads=1, d_mlp=32)
+
+
+def samples(n):
+    return [Sample(f"clip-{i:03d}", Path(), "what do you hear ?", record={"index": i}) for i in range(n)]
+
+
+def read(sample):
+    return tiny_clip(0.5, size=(28, 28), seed=sample.record["index"])
+
+
+def loudness(model, opened, condition):
+    """Something of the model, something of the clip, and something drawn."""
+    logits = model(model.prepare(opened.clip, opened.sample.question))[0, -1]
+    best = {"token": int(logits.argmax()), "logit": logits.max(), "drawn": float(torch.rand(()))}
+    return [
+        best | {"part": i, "loud": opened.clip.waveform[i::2].abs().mean()} for i in range(condition.get("parts", 2))
+    ]
+
+
+def of_each_kind(model, opened, condition):
+    """Goes wrong in another way with each sample."""
+    kind = opened.sample.record["index"] % 8
+    if kind == 1:
+        raise PromptError("no such prompt. Write another.")
+    if kind == 2:
+        raise ZeroDivisionError("division by zero")
+    if kind == 3:
+        return [{"x": float("nan"), "y": torch.tensor(float("nan"))}]
+    if kind == 4 and condition.get("at_once") != 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+    if kind == 5:
+        raise MemoryError
+    if kind == 6:
+        return [{"x": model}]
+    return [{"x": 1.0, "y": float("nan") if kind == 7 else 2.0}]
+
+
+def deadly(model, opened, condition):
+    """Kills whoever measures the fourth sample."""
+    if opened.sample.record["index"] == 3:
+        os.kill(os.getpid(), 9)
+    return loudness(model, opened, condition)
+
+
+LOUDNESS = Experiment("loudness", loudness, {"two": {"parts": 2}, "one": {"parts": 1}}, seeds=(0, 1))
+EACH_KIND = Experiment("of each kind", of_each_kind, when_memory_is_short=({"at_once": 4}, {"at_once": 1}))
+DEADLY = Experiment("deadly", deadly)

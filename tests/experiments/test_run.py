@@ -1,0 +1,179 @@
+"""One definition, whatever happens: resume, failures, interruption, estimates."""
+
+import math
+import warnings
+from dataclasses import replace
+
+import pytest
+
+from avlens.errors import ExperimentError, RecordError
+from avlens.experiments import Experiment, run
+from avlens.experiments.estimate import duration, estimate_run
+from avlens.experiments.work import Work, Worker, weights_digest
+from avlens.records import Record, read_records
+from avlens.testing import tiny_model
+from tests.experiments.measures import EACH_KIND, LOUDNESS, loudness, read, samples, small_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+def results(records):
+    return [one.result for one in records.records]
+
+
+def test_every_sample_condition_and_seed_is_measured_and_kept(model, tmp_path):
+    found = run(LOUDNESS, model, samples(3), tmp_path, read=read)
+    assert [one.key for one in found.records] == sorted(
+        (f"clip-{i:03d}", name, seed) for i in range(3) for name in ("one", "two") for seed in (0, 1)
+    )
+    assert results(read_records(tmp_path)) == results(found)
+    one = read_records(tmp_path).records[0]
+    assert one.made_by["weights"] == weights_digest(model) and one.made_by["model"] == model.cfg.model_name
+    assert one.made_by["versions"]["avlens"] and one.settings == {"parts": 1} and one.seconds > 0 and one.memory > 0
+    frame = found.to_frame()
+    assert len(frame) == 3 * 2 * (1 + 2) and frame.drawn.nunique() == 12  # each item has a seed of its own
+    other = run(
+        replace(LOUDNESS, conditions={"one": {"parts": 1}}, seeds=(1,)),
+        model,
+        samples(3)[::-1],
+        tmp_path / "b",
+        read=read,
+    )
+    assert set(results(other)) < set(results(found))  # neither order nor company matters
+
+
+def test_a_run_that_was_interrupted_goes_on(model, tmp_path):
+    whole = run(LOUDNESS, model, samples(4), tmp_path / "whole", read=read)
+    opened = []
+
+    def interrupted(sample):
+        opened.append(sample.id)
+        if len(opened) == 6:
+            raise KeyboardInterrupt
+        return read(sample)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(LOUDNESS, model, samples(4), tmp_path / "cut", read=interrupted)
+    assert len(read_records(tmp_path / "cut")) == 5
+    again = run(LOUDNESS, model, samples(4), tmp_path / "cut", read=interrupted)
+    assert results(again) == results(whole) and len(opened) == 6 + 11
+    assert results(run(LOUDNESS, model, samples(4), tmp_path / "cut", read=interrupted)) == results(whole)
+    assert len(opened) == 17
+
+
+def test_whatever_goes_wrong_is_recorded_and_the_rest_goes_on(model, tmp_path):
+    found = run(EACH_KIND, model, samples(8), tmp_path, read=read)
+    problems = [one.problem for one in found.records]
+    assert problems[1] == "PromptError: no such prompt. Write another."
+    assert problems[2] == "ZeroDivisionError: division by zero"
+    assert problems[3] == "every value is NaN: x, y" and found.records[3].rows
+    assert not problems[4] and "memory was short: measured again with {'at_once': 1}" in found.records[4].notes
+    assert problems[5].startswith("out of memory, 4 times")
+    assert "texts and lists" in problems[6]
+    assert not problems[0] and not problems[7] and math.isnan(found.records[7].rows[0]["y"])
+    assert len(found.failures) == 5 and len(found.problems()) == 6
+
+
+def test_what_had_a_problem_is_tried_again(model, tmp_path):
+    run(EACH_KIND, model, samples(8), tmp_path, read=read)
+    tried = []
+
+    def reading(sample):
+        tried.append(sample.id)
+        return read(sample)
+
+    run(EACH_KIND, model, samples(8), tmp_path, read=reading)
+    assert sorted(set(tried)) == [f"clip-{i:03d}" for i in (1, 2, 3, 5, 6)]
+
+
+def test_files_that_cannot_be_read_and_warnings_are_recorded(model, tmp_path):
+    def reading(sample):
+        if sample.id == "clip-001":
+            raise FileNotFoundError(2, "No such file or directory", "x.mp4")
+        warnings.warn("the file is damaged", stacklevel=1)
+        return read(sample)
+
+    found = run(replace(LOUDNESS, seeds=(0,)), model, samples(2), tmp_path, read=reading)
+    assert ["x.mp4" in one.problem for one in found.records] == [False, False, True, True]
+    assert found.records[0].notes == ("UserWarning: the file is damaged",)
+
+
+def test_an_experiment_that_never_works_ends_soon(model, tmp_path):
+    broken = Experiment("broken", _broken)
+    with pytest.raises(ExperimentError, match=r"first 20 items all had a problem.*KeyError"):
+        run(broken, model, samples(60), tmp_path, read=read)
+    assert len(read_records(tmp_path)) == 20
+
+
+def _broken(model, opened, condition):
+    raise KeyError("x")
+
+
+def test_another_model_or_experiment_is_refused(model, tmp_path):
+    one = replace(LOUDNESS, seeds=(0,))
+    run(one, model, samples(1), tmp_path, read=read)
+    with pytest.raises(RecordError, match="whose weights is"):
+        run(one, changed_model(), samples(1), tmp_path, read=read)
+    with pytest.raises(RecordError, match="whose experiment is 'loudness', not 'other'"):
+        run(replace(one, name="other"), model, samples(1), tmp_path, read=read)
+    asked = [replace(samples(1)[0], question="what do you see ?")]
+    with pytest.raises(RecordError, match="another question about 'clip-000'"):
+        run(one, model, asked, tmp_path, read=read)
+    with pytest.raises(ExperimentError, match="Give each its own"):
+        run(one, model, samples(1) * 2, tmp_path, read=read)
+    with pytest.raises(ExperimentError, match="options to choose from"):
+        run(replace(one, asks_choices=True), model, samples(1), tmp_path / "new", read=read)
+
+
+def changed_model():
+    other = small_model()
+    other.W_U.data.mul_(1.5)
+    return other
+
+
+def test_an_experiment_needs_a_name_conditions_and_seeds():
+    for wrong in ({"name": ""}, {"conditions": {}}, {"seeds": ()}, {"seeds": (1, 1)}):
+        with pytest.raises(ExperimentError, match="at least one of each|each once"):
+            replace(LOUDNESS, **wrong)
+
+
+def test_a_run_says_what_it_will_cost_and_may_be_told_to_stop(model, tmp_path):
+    told = []
+    one = Experiment("loudness", loudness)
+    run(one, model, samples(20), tmp_path, read=read, on_estimate=lambda cost: told.append(cost) or False)
+    assert len(read_records(tmp_path)) == 4 and told[0].items == 16 and told[0].measured == 4
+    run(one, model, samples(20), tmp_path, read=read, on_estimate=told.append)
+    assert len(read_records(tmp_path)) == 20 and told[1].items == 12
+
+
+def test_estimates_by_hand(tmp_path):
+    some = [Record(str(i), seconds=float(i), memory=i * 2**30, problem="x" * (i == 3)) for i in (1, 2, 3)]
+    cost = estimate_run(some, items=100, workers=4, folder=tmp_path)
+    assert cost.duration[0] == 50 and cost.duration[1] < 50 < cost.duration[2]
+    assert cost.memory == 3 * 2**30 and 100 * 150 < cost.disk < 100 * 400 and cost.failed == 1
+    assert (
+        "with 4 workers" in str(cost) and "3.0 GiB of memory each" in str(cost) and "1 of 3 had a problem" in str(cost)
+    )
+    assert [duration(x) for x in (40, 720, 12600, 180000, float("nan"))] == [
+        "40 s",
+        "12 min",
+        "3.5 h",
+        "2.08 days",
+        "unknown",
+    ]
+
+
+def test_a_random_state_is_left_as_it_was(model):
+    import torch
+
+    before = torch.random.get_rng_state()
+    Worker(Work(LOUDNESS, read), model).measure(LOUDNESS.items(samples(1))[0])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_weights_digests_tell_weights_apart():
+    assert weights_digest(small_model()) == weights_digest(small_model())
+    assert weights_digest(tiny_model(seed=1, n_layers=1)) != weights_digest(tiny_model(seed=2, n_layers=1))

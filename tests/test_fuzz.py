@@ -1,0 +1,42 @@
+"""A small seeded part of `tests.fuzz` and `tests.soak`: damaged files end in avlens's own errors, and nothing piles up."""
+
+import os
+
+import pytest
+import torch
+
+from tests import fuzz
+from tests.soak import hooks, once, open_files
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="files are read in forks of this process"),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+
+def test_damaged_media_end_in_our_errors(tmp_path):
+    counts, broken, longest = fuzz.fuzz_media(150, 7, tmp_path)
+    assert broken == [] and longest < fuzz.SECONDS
+    assert counts["MediaError"] > 20 and counts["read"] + counts["read with a warning"] > 20 and counts.total() == 150
+
+
+def test_damaged_checkpoints_end_in_our_errors(tmp_path):
+    counts, broken, longest = fuzz.fuzz_checkpoints(40, 7, tmp_path)
+    assert broken == [] and longest < fuzz.SECONDS
+    assert (
+        counts.total() == 40
+        and counts["loaded"] < 40
+        and counts["UnsupportedSettingError"] + counts["CheckpointError"] > 5
+    )
+
+
+def test_rounds_of_everything_leave_no_hook_and_no_file_behind(tmp_path):
+    from avlens import HookedAVModel
+
+    torch.set_num_threads(1)
+    model = HookedAVModel.from_pretrained("avlens-tiny")
+    before = hooks(model)
+    once(model, 0, tmp_path)
+    files = open_files()
+    once(model, 1, tmp_path)
+    assert hooks(model) == before and open_files() == files
