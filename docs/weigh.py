@@ -23,7 +23,7 @@ def pages(folder: Path) -> Iterator[tuple[str, Path]]:
     """Each page with what it is."""
     model = tiny_model("qwen2_5_omni", n_layers=2, d_model=224, n_heads=28, n_key_value_heads=4)
     clip = tiny_clip(10.0, size=(280, 336))
-    clean, silent = (model.prepare(one, QUESTION) for one in (clip, clip.silenced()))
+    clean, silent = (model.prepare(one, QUESTION, max_pixels=280 * 336) for one in (clip, clip.silenced()))
     n, (_, cache) = (
         len(clean.tokens),
         model.run_with_cache(clean, ["blocks.0.attn.hook_pattern"], logits_at=clean.tokens.last),
