@@ -20,16 +20,6 @@ def test_damaged_media_end_in_our_errors(tmp_path):
     assert counts["MediaError"] > 20 and counts["read"] + counts["read with a warning"] > 20 and counts.total() == 150
 
 
-def test_damaged_checkpoints_end_in_our_errors(tmp_path):
-    counts, broken, longest = fuzz.fuzz_checkpoints(40, 7, tmp_path)
-    assert broken == [] and longest < fuzz.SECONDS
-    assert (
-        counts.total() == 40
-        and counts["loaded"] < 40
-        and counts["UnsupportedSettingError"] + counts["CheckpointError"] > 5
-    )
-
-
 def test_rounds_of_everything_leave_no_hook_and_no_file_behind(tmp_path):
     from avlens import HookedAVModel
 
