@@ -16,7 +16,7 @@ from avlens.training.pool import Pool, make_pool
 from avlens.training.recipe import untrained_model
 from avlens.training.train import Recipe, train_model, train_towers, write_notes
 
-RECIPES = {"avlens-tiny": Recipe(), "avlens-tiny-organic": Recipe(planted=False, steps=1500)}
+RECIPES = {"avlens-tiny": Recipe(), "avlens-tiny-organic": Recipe(planted=False, steps=1000)}
 """Both begin with the same towers; the organic model's are rid of the plant's flags, and nothing is ever planted in it."""
 
 
