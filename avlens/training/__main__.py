@@ -1,4 +1,4 @@
-"""Train the embedded models: `python -m avlens.training WORK_FOLDER`. About half an hour on one core."""
+"""Train the embedded models: `python -m avlens.training WORK_FOLDER`. About an hour on one core."""
 
 import argparse
 import shutil

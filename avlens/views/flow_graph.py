@@ -113,22 +113,57 @@ def _draw(
         )
         return
     width = 1.0 + (_MOST_WIDE - 1.0) * abs(arrow.change) / most if counts else 1.0
-    ends = {"x": x1, "y": y1, "ax": x0, "ay": y0, "xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
+    bend = _BEND if _passes_through(arrow, places) else 0.0
+    if bend:
+        way = [_along((x0, y0), (x1, y1), bend, i / 40) for i in range(7, 37)]
+        fig.add_scatter(
+            x=[x for x, _ in way], y=[y for _, y in way], mode="lines", hoverinfo="skip", opacity=0.8 if counts else 0.6,
+            line={"color": colour, "width": width},
+        )  # fmt: skip
+        (x0_tip, y0_tip), (x1_tip, y1_tip) = way[-2:]
+        tip = {"x": x1_tip, "y": y1_tip, "ax": x0_tip, "ay": y0_tip}
+    else:
+        tip = {"x": x1, "y": y1, "ax": x0, "ay": y0, "standoff": 40, "startstandoff": 40}
     fig.add_annotation(
-        **ends, text="", showarrow=True, arrowhead=2, arrowcolor=colour, arrowwidth=width, arrowsize=max(0.35, 1 - width / 16),
-        standoff=40, startstandoff=40, opacity=0.8 if counts else 0.6,
+        **tip, xref="x", yref="y", axref="x", ayref="y", text="", showarrow=True, arrowhead=2, arrowcolor=colour,
+        arrowwidth=width, arrowsize=max(0.35, 1 - width / 16), opacity=0.8 if counts else 0.6,
     )  # fmt: skip
     # Labels stand at different parts of their arrows, so that crossing ones do not hide each other.
-    part = (0.42, 0.55, 0.34)[nth % 3]
-    at = x0 + part * (x1 - x0), y0 + part * (y1 - y0)
-    fig.add_annotation(
-        x=at[0], y=at[1], text=said if counts else "", showarrow=False, font={"size": 11, "color": colour},
-        bgcolor="rgba(255,255,255,0.85)",
-    )  # fmt: skip
+    at = _along((x0, y0), (x1, y1), bend, (0.42, 0.55, 0.34)[nth % 3])
+    if counts:
+        fig.add_annotation(
+            x=at[0],
+            y=at[1],
+            text=said,
+            showarrow=False,
+            font={"size": 11, "color": colour},
+            bgcolor="rgba(255,255,255,0.85)",
+        )
     fig.add_scatter(
         x=[at[0]], y=[at[1]], mode="markers", marker={"size": 16, "opacity": 0}, text=[escaped(arrow.told)],
         hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
+
+
+_Place = tuple[float, float]
+
+_BEND = 0.55
+"""How far below its middle the control point of a bent arrow lies."""
+
+
+def _passes_through(arrow: _Arrow, places: dict[str, _Place], near: float = 0.2) -> bool:
+    """Whether a straight arrow would cross a node that it does not belong to."""
+    (x0, y0), (x1, y1) = places[arrow.source], places[arrow.target]
+    others = (place for name, place in places.items() if name not in (arrow.source, arrow.target))
+    return any(
+        min(x0, x1) < x < max(x0, x1) and abs(y0 + (x - x0) / (x1 - x0) * (y1 - y0) - y) < near for x, y in others
+    )
+
+
+def _along(start: _Place, end: _Place, bend: float, part: float) -> _Place:
+    """A point of an arrow: part 0 is its start, 1 its end."""
+    straight = [a + part * (b - a) for a, b in zip(start, end, strict=True)]
+    return straight[0], straight[1] - 2 * part * (1 - part) * bend
 
 
 def _colour(name: str) -> str:
