@@ -61,11 +61,11 @@ def test_size_is_silent_then_warns_then_is_refused():
 
 def test_the_advice_on_size_fits():
     with pytest.warns(UserWarning) as caught:
-        attention(cache_of(50, heads=28), layer=0)
+        attention(cache_of(90, heads=28), layer=0)
     heads = int(re.search(r"heads=range\((\d+)\)", str(caught[0].message))[1])
-    attention(cache_of(50, heads=28), layer=0, heads=range(heads))
+    attention(cache_of(90, heads=28), layer=0, heads=range(heads))
     with pytest.warns(UserWarning):
-        attention(cache_of(50, heads=28), layer=0, heads=range(heads + 1))
+        attention(cache_of(90, heads=28), layer=0, heads=range(heads + 1))
 
 
 def test_hostile_tokens_cannot_end_the_script():
