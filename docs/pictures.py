@@ -78,9 +78,16 @@ class World:
         return causal_trace(self.model, self.inputs, self.silent, self.sets(self.inputs))
 
     def sets(self, inputs: Any) -> dict[str, Any]:
-        tokens, half = inputs.tokens, inputs.tokens.audio & inputs.tokens.seconds(0, 2)
-        control = matched_draws(half, n=1, within=tokens.audio)[0]
-        return {"sound": tokens.audio, "first half": half, "random sound": control, "pictures": tokens.video}
+        tokens, hubs = inputs.tokens, find_hubs(self.model, inputs).hubs
+        cross, uni = hubs.cross & tokens.video, hubs.uni & tokens.video
+        control = matched_draws(cross, n=1, within=tokens.video - cross - uni)[0]
+        return {
+            "sound": tokens.audio,
+            "pictures": tokens.video,
+            "cross-modal sinks": cross,
+            "unimodal sinks": uni,
+            "random pictures": control,
+        }
 
     @cached_property
     def flow(self) -> Any:
