@@ -7,15 +7,15 @@ from avlens.errors import HookError, LayerError
 from avlens.testing import tiny_model
 
 MODEL = tiny_model(n_layers=2)
-WITH_EXPERTS = tiny_model("qwen3_omni")
+OTHERS = [tiny_model("qwen3_omni"), tiny_model("gemma4")]  # with experts; with norms before and after
 
 
 def test_short_and_full_names_are_inverse_at_every_site():
     for short in names.SITES:
         full = names.at(short, 1)
-        assert full in MODEL.hook_dict or full in WITH_EXPERTS.hook_dict
+        assert any(full in model.hook_dict for model in (MODEL, *OTHERS))
         assert names.short_name(full) == short and names.layer_of(full) == 1
-    blocks = {name for name in {**MODEL.hook_dict, **WITH_EXPERTS.hook_dict} if name.startswith("blocks.1.")}
+    blocks = {name for model in (MODEL, *OTHERS) for name in model.hook_dict if name.startswith("blocks.1.")}
     assert blocks == {names.at(short, 1) for short in names.SITES}
 
 

@@ -1,7 +1,7 @@
 """How does a waveform become a mel spectrogram, as Whisper's encoder reads it?
 
 transformers' WhisperFeatureExtractor, on the waveform plus a little silence instead of the 300 s to which Qwen's
-processor pads; the frames that cover the waveform, ceil(samples / hop), are the same to the last bit.
+processor pads; the frames that cover the waveform, ceil(samples / hop), are the same up to the rounding of a matrix product.
 """
 
 import math

@@ -131,19 +131,19 @@ def test_the_quickstart_runs_and_its_explorer_answers_clicks(served, page):
     group = page.locator(".avx-column", has_text="a·").first.get_attribute("data-group")
 
     before = told(page, "edited")
-    click(page, 3, group)  # what was never run
-    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L3')")
+    click(page, 5, group)
+    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L5')")
     assert told(page, "edited") != before
     assert told(page, "edited") == told(page, "corrupted")  # too late: the last token does not read it any more
 
     click(page, 0, group, modifiers=["Shift"])
     page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('knock out L0')")
     page.get_by_role("button", name="Undo").click()
-    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L3')")
+    page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L5')")
 
     page.locator(f".avx-column[data-group='{int(group) - 1}'] text").click()
     page.wait_for_function("/cells? run in/.test(document.querySelector('.avx-status').textContent)")
-    assert page.locator(f".avx-cell[data-group='{int(group) - 1}'] .avx-patched.avx-known").count() == 4
+    assert page.locator(f".avx-cell[data-group='{int(group) - 1}'] .avx-patched.avx-known").count() == 6
 
     page.locator(".avlens-view canvas").first.wait_for()
     assert page.locator(".avlens-view canvas").count() == 5  # four heads and the zoomed one

