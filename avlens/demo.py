@@ -200,8 +200,9 @@ def _caveat(name: str) -> list[str]:
     if name != "avlens-tiny":
         return []
     return [
-        "avlens-tiny was trained on synthetic clips: what it hears, sees and says is learned. Its sinks are planted, so that it "
-        "is known what should be found; they are no evidence about other models (docs/avlens-tiny.md).",
+        "avlens-tiny was trained on synthetic clips: what it hears, sees and says is learned. Its sinks are planted and what "
+        "they carry was trained in, so that it is known what should be found; they are no evidence about other models "
+        "(docs/avlens-tiny.md).",
         "",
     ]
 
