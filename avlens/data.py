@@ -20,9 +20,11 @@ import numpy as np
 
 from avlens.analyses.selection import Ask
 from avlens.datasets import synthetic
+from avlens.datasets.audiocaps import read_audiocaps
 from avlens.datasets.audioset import QUESTION as DESCRIBE
 from avlens.datasets.audioset import read_audioset
 from avlens.datasets.avhbench import read_avhbench
+from avlens.datasets.counterfactual import MANIFEST, Counterfactuals
 from avlens.datasets.crossmodal_hub import read_prompts
 from avlens.datasets.questions import read_questions
 from avlens.datasets.vggsound import read_vggsound
@@ -58,6 +60,8 @@ class Data:
             return held.split("/") if isinstance(held, str) else list(held)
         if "sounds" in record:
             return list(record["sounds"])
+        if "audio_captions" in record:
+            return [*record.get("video_captions", ()), *record["audio_captions"]]
         event = record.get("event", record.get("label_name", record.get("single_label", "")))
         return [event] if event else []
 
@@ -77,8 +81,8 @@ def read_data(
     """The data set that a name or a file means.
 
     Args:
-        source: `synthetic` or `synthetic:40`, or a file: VGGSound's or AudioSet's csv, AVHBench's or crossmodal-hub's json, or
-            a jsonl of questions.
+        source: `synthetic` or `synthetic:40`, or a file: VGGSound's, AudioSet's or AudioCaps's csv, AVHBench's or
+            crossmodal-hub's json, a jsonl of questions, or a folder that `write_counterfactuals` wrote.
         clips: The folder with the clips.
         task: What is asked.
         limit: How many samples at most, the first ones.
@@ -107,12 +111,9 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
     if path.suffix == ".jsonl":
         return read_questions(path, clips, question=DESCRIBE if task == "describe" else "")
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8") as lines:
-            commented = lines.readline().startswith("#")
-        classes = path.parent / "class_labels_indices.csv"
-        if commented:
-            return read_audioset(path, clips, classes=classes if classes.exists() else None)
-        return read_vggsound(path, clips)
+        return _table(path, clips)
+    if (path / MANIFEST).exists():
+        return Counterfactuals.read(path).samples()
     if path.is_dir():
         return read_avhbench(path, clips)
     try:
@@ -120,8 +121,20 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
         return read_prompts(path, clips) if isinstance(records[0], list) else read_avhbench(path, clips)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError) as error:
         raise DatasetError(
-            f"nothing reads {path}. Pass VGGSound's or AudioSet's csv, AVHBench's or crossmodal-hub's json, or a jsonl."
+            f"nothing reads {path}. Pass VGGSound's, AudioSet's or AudioCaps's csv, AVHBench's or crossmodal-hub's json, a jsonl "
+            "or a folder of counterfactual clips."
         ) from error
+
+
+def _table(path: Path, clips: Path) -> Iterator[Sample]:
+    with path.open(encoding="utf-8") as lines:
+        head = lines.readline()
+    if "audiocap_id" in head:
+        return read_audiocaps(path, clips)
+    if head.startswith("#"):
+        classes = path.parent / "class_labels_indices.csv"
+        return read_audioset(path, clips, classes=classes if classes.exists() else None)
+    return read_vggsound(path, clips)
 
 
 def _synthetic(n: int, task: Task, seed: int) -> Data:

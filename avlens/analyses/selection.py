@@ -425,12 +425,7 @@ def _probabilities(model: Any, answer: _Answer, said: tuple[str, str], step: Ste
     """P of two answers; NaN where there is none, or both begin alike."""
     chosen = answer.steps[:1] if step == "first" else answer.steps
     spread = torch.stack(chosen).softmax(-1)
-    ids = [_first_ids(model, text) if text else [] for text in said]
+    ids = [list(model.to_first_tokens(text)) if text else [] for text in said]
     alike = set(ids[0]) & set(ids[1])
     first, second = (float(spread[:, one].max()) if one and not alike else float("nan") for one in ids)
     return first, second
-
-
-def _first_ids(model: Any, text: str) -> list[int]:
-    texts = (text, f" {text}")
-    return sorted({int(model.tokenizer(one, add_special_tokens=False)["input_ids"][0]) for one in texts})

@@ -28,7 +28,7 @@ from avlens import display
 from avlens.errors import DatasetError, MediaError
 from avlens.media import Clip
 from avlens.metrics.aloha import Embedder, OverlapEmbedder, best_matching
-from avlens.samples import Sample
+from avlens.samples import Sample, inside
 from avlens.version import versions
 
 QUESTION = "Describe what you see and hear."
@@ -149,10 +149,15 @@ class Counterfactuals:
         return cls(Path(folder), clips, held["made_by"])
 
     def samples(self, question: str = QUESTION) -> Iterator[Sample]:
-        """The clips that have a file, each with the question; the record says what is seen and heard."""
+        """The clips that have a file, each with the question; the record says what is seen and heard.
+
+        Raises:
+            DatasetError: If a file is said to lie outside of the folder.
+        """
         for clip in self.clips:
             if not clip.problem:
-                yield Sample(id=clip.id, path=self.folder / clip.file, question=question, record=asdict(clip))
+                path = inside(self.folder, clip.file, f"{self.folder / MANIFEST}, clip {clip.id!r}")
+                yield Sample(id=clip.id, path=path, question=question, record=asdict(clip))
 
     @property
     def problems(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avlens.data import read_data
 from avlens.datasets.counterfactual import MANIFEST, Counterfactuals, mismatched, write_counterfactuals
 from avlens.datasets.synthetic import synthetic_clips
 from avlens.errors import DatasetError, MediaError
@@ -81,6 +82,17 @@ def test_what_cannot_be_written_is_said_in_the_manifest(files, tmp_path):
     made = write_counterfactuals(broken, captions, tmp_path / "new", factual=0)
     assert {"gone", "cut"} <= set(made.problems) and "does not exist" in made.problems["gone"]
     assert len(list(made.samples())) + len(made.problems) == 4 and made.to_frame()["counterfactual"].all()
+
+
+def test_the_folder_is_a_data_set_whose_files_lie_in_it(files, tmp_path):
+    made = write_counterfactuals(*files, tmp_path, factual=0.5, seed=1)
+    data = read_data(tmp_path, task="describe")
+    assert [sample.id for sample in data.samples] == [clip.id for clip in made.clips]
+    assert data.truth(data.samples[0]) == [*made.clips[0].video_captions, *made.clips[0].audio_captions]
+    path = tmp_path / MANIFEST
+    path.write_text(path.read_text().replace(made.clips[0].file, "../outside.mp4"))
+    with pytest.raises(DatasetError, match="not below"):
+        list(Counterfactuals.read(tmp_path).samples())
 
 
 def test_refusals(files, tmp_path):
