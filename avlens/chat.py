@@ -7,6 +7,7 @@ once more with a mark in place of each text.
 """
 
 import re
+from abc import abstractmethod
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from avlens.errors import PromptError
-from avlens.family import Part, PromptOptions
-from avlens.inputs import Media, Prompt
+from avlens.family import Family, Part, PromptOptions
+from avlens.inputs import AVInputs, Media, Prompt
 from avlens.media import Clip
 from avlens.tokens import Modality, Segment, TokenMap
 
@@ -61,6 +62,39 @@ class ChatText:
         """The first segment that a token's characters overlap; the template where none does."""
         i = bisect_right(self.spans, span[0], key=lambda marked: marked[2])
         return self.spans[i][0] if i < len(self.spans) and self.spans[i][1] < span[1] else Segment.TEMPLATE
+
+
+class ChatFamily(Family):
+    """A family whose prompts are chats: it says what the tokens of each medium are, and which ids stand for media."""
+
+    @abstractmethod
+    def medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
+        """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
+
+    @abstractmethod
+    def holes(self) -> set[int]:
+        """The ids that stand for media in the text of a prompt."""
+
+    def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
+        """One prompt, as the family's own processor or inference code writes it."""
+        chat = write_chat(self.tokenizer, parts, question, options)
+        media = [self.medium(part, options, index) for index, part in enumerate(media_of(parts))]
+        return AVInputs((assemble(self.tokenizer, chat, media, self.holes()),), self.stock_kwargs)
+
+    def text_inputs(self, ids: Int[Tensor, "batch pos"]) -> AVInputs:
+        """Bare token ids as prompts of text."""
+        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
+
+    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
+        """Prompts as keyword arguments of the stock transformers model.
+
+        Raises:
+            PromptError: If there is none.
+        """
+        raise PromptError(
+            f"transformers has no {self.title}, so these {len(inputs)} prompts have no stock keyword arguments. Its "
+            "numbers are compared with the original code's in the tests of this family."
+        )
 
 
 def write_chat(tokenizer: Any, parts: Sequence[Part], question: str, options: PromptOptions) -> ChatText:

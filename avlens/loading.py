@@ -6,13 +6,14 @@ What it would only warn about is refused here: a weight that is missing, unknown
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.utils import logging
 
@@ -68,6 +69,40 @@ def load_weights(
             f"unknown {sorted(unknown)[:3]}, {len(info['mismatched_keys'])} of another shape. Download it again."
         )
     return model.eval()
+
+
+def save_weights(folder: Path, state: Mapping[str, Tensor], embed: str, head: str = "lm_head.weight") -> bool:
+    """Write weights under their released names, an unembedding that is the embedding only once.
+
+    Args:
+        folder: Where; made if it is not there.
+        state: The weights by released name.
+        embed: The name of the token embedding's.
+        head: The name of the unembedding's.
+
+    Returns:
+        Whether the unembedding is the embedding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tied = state[head].data_ptr() == state[embed].data_ptr()
+    kept = {name: weight.contiguous() for name, weight in state.items() if not (tied and name == head)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return tied
+
+
+def save_settings(folder: Path, model: Any, tokenizer: Any, **files: Mapping[str, Any]) -> None:
+    """Write all but the weights: how the model is sampled, its tokenizer, and a JSON file for each of `files`.
+
+    Args:
+        folder: Where.
+        model: Whose generation config is written.
+        tokenizer: With its chat template.
+        files: What each file holds, by its name without ending; an empty one is not written.
+    """
+    for name, content in files.items():
+        write_json(folder / f"{name}.json", content)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -128,6 +163,25 @@ def tiny_sizes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str,
     if unknown := set(wanted) - set(known):
         raise CheckpointError(f"{sorted(unknown)[0]!r} is no size of a tiny model. Sizes are {', '.join(known)}.")
     return dict(known) | dict(wanted)
+
+
+def random_model(build: Callable[[], Any], tokenizer: Any, seed: int, then: Callable[[Any], None] | None = None) -> Any:
+    """A model with seeded random weights, biases and norms, which ends where its tokenizer says.
+
+    Args:
+        build: Makes it.
+        tokenizer: Names the ids at which an answer ends, and of padding.
+        seed: Of the weights.
+        then: What else is done to the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build().eval()
+        randomise(model)
+        if then is not None:
+            then(model)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model
 
 
 def randomise(model: nn.Module) -> None:

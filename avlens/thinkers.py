@@ -6,25 +6,26 @@ keyword arguments. What differs (the order of video and audio tokens, position i
 """
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from avlens.chat import Medium, grid_edges, grid_tokens
+from avlens.chat import ChatFamily, Medium, grid_edges, grid_tokens
+from avlens.decoder import DecoderConfig
 from avlens.encoders.mel import log_mel
 from avlens.encoders.patches import Patches, PatchRules, cut_patches
 from avlens.errors import CheckpointError, PromptError
 from avlens.family import GENERIC_SETTINGS, PromptOptions, Rule, Stock, any_value, check_settings
 from avlens.inputs import AVInputs
-from avlens.loading import load_tokenizer, write_json
+from avlens.loading import load_preprocessor, load_tokenizer, load_weights, read_json, save_settings, save_weights
 from avlens.media import Clip
 from avlens.tokens import Modality
 
@@ -138,6 +139,102 @@ class Reading:
         return grid_tokens((time, rows // self.rules.merge, cols // self.rules.merge), modality, clip, token, string)
 
 
+class Thinker(ChatFamily):
+    """A family of thinkers: what is left to it is a class of transformers with its settings, and how sound meets sight.
+
+    Attributes:
+        stock_class: transformers' class of the thinker.
+        whole: What config.json says of the whole model.
+        dropped: Pattern of the weights of what is not loaded.
+        spare: Weights that the forward pass never uses, so that they may be missing.
+        reads: How clips are read where the checkpoint does not say, as arguments of `Reading.of`.
+    """
+
+    stock_class: ClassVar[Any]
+    whole: ClassVar[Mapping[str, Any]]
+    dropped: ClassVar[str]
+    spare: ClassVar[frozenset[str]] = frozenset()
+    reads: ClassVar[Mapping[str, Any]]
+
+    def __init__(
+        self, config: Any, tokenizer: Any, preprocessor: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> None:
+        self.config, self.tokenizer, self.cfg = config, tokenizer, self.shape(config)
+        self.reading = Reading.of(config, tokenizer, preprocessor, settings, **self.reads)
+
+    @staticmethod
+    @abstractmethod
+    def shape(config: Any) -> DecoderConfig:
+        """The decoder's shape."""
+
+    @abstractmethod
+    def sound(self, clip: Clip, index: int) -> Medium:
+        """A clip's mel frames, and its audio tokens with their positions from 0."""
+
+    @abstractmethod
+    def merged(self, sight: Medium, sound: Medium | None) -> Medium:
+        """A video's tokens and its sound's, if it has one, in the order in which the model reads them."""
+
+    # Loading and saving.
+
+    @classmethod
+    def matches(cls, config: Mapping[str, Any]) -> bool:
+        """Whether config.json is of the whole model or of its thinker."""
+        return config.get("model_type") in (cls.whole["model_type"], f"{cls.whole['model_type']}_thinker")
+
+    @classmethod
+    def load(cls, folder: Path, **load_options: Any) -> tuple["Thinker", Stock]:
+        """Load the thinker from a folder in the hub's key layout, or as transformers writes it."""
+        config = thinker_config(cls.stock_class.config_class, read_json(folder / "config.json"))
+        model = load_weights(
+            cls.stock_class, folder, config, embed="model.language_model.embed_tokens.weight", dropped=cls.dropped,
+            spare=cls.spare, **load_options,
+        )  # fmt: skip
+        tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
+        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
+
+    def save(self, folder: Path, stock: Stock) -> None:
+        """Write the thinker as released checkpoints lay it out: keys under `thinker.`, one config.json."""
+        state = {
+            key: part
+            for name, weight in stock.whole.state_dict().items()
+            for key, part in self.released(thinker_key(name), weight).items()
+        }
+        tied = save_weights(folder, state, "thinker.model.embed_tokens.weight", "thinker.lm_head.weight")
+        config = {
+            **self.whole, "enable_audio_output": False,
+            "thinker_config": self.config.to_dict() | {"tie_word_embeddings": tied},
+            "torch_dtype": str(stock.head.weight.dtype).removeprefix("torch."),
+        }  # fmt: skip
+        files = {"preprocessor_config": dict(self.reading.preprocessor), "avlens": dict(self.reading.settings)}
+        save_settings(folder, stock.whole, self.tokenizer, config=config, **files)
+
+    @staticmethod
+    def released(name: str, weight: Tensor) -> dict[str, Tensor]:
+        """A weight under its released names."""
+        return {name: weight}
+
+    # Prompts.
+
+    def medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
+        """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
+        if not isinstance(part, Clip):
+            return self.reading.image(part, options, clip)
+        sound = self.sound(part, clip) if part.waveform is not None else None
+        if part.frames is None:
+            assert sound is not None
+            return sound
+        return self.merged(self.reading.sight(part, options, clip, with_audio=sound is not None), sound)
+
+    def holes(self) -> set[int]:
+        """The ids of the three placeholders."""
+        return {self.reading.token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
+
+    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
+        """Prompts as keyword arguments of transformers' thinker."""
+        return thinker_kwargs(inputs)
+
+
 def thinker_kwargs(inputs: AVInputs) -> dict[str, Any]:
     """Prompts as keyword arguments of transformers' thinkers."""
     media = [medium for prompt in inputs.prompts for medium in prompt.media]
@@ -217,35 +314,6 @@ def thinker_tokenizer(folder: Path, config: Any) -> Any:
             f"{folder} has no chat template. Put chat_template.jinja or chat_template.json beside config.json."
         )
     return tokenizer
-
-
-def save_thinker(
-    folder: Path, stock: Stock, reading: Reading, whole: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> None:
-    """Write a thinker as released checkpoints lay it out: keys under `thinker.`, one config.json.
-
-    Args:
-        folder: Where.
-        stock: The modules.
-        reading: Tokenizer, settings and rules.
-        whole: What config.json says of the whole.
-        state: The weights under the released names.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: weight.contiguous() for name, weight in state.items()}
-    tied = state["thinker.lm_head.weight"].data_ptr() == state["thinker.model.embed_tokens.weight"].data_ptr()
-    if tied:
-        del state["thinker.lm_head.weight"]
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        **whole, "enable_audio_output": False, "thinker_config": reading.config.to_dict() | {"tie_word_embeddings": tied},
-        "torch_dtype": str(stock.head.weight.dtype).removeprefix("torch."),
-    }  # fmt: skip
-    write_json(folder / "config.json", config)
-    write_json(folder / "preprocessor_config.json", dict(reading.preprocessor))
-    write_json(folder / "avlens.json", dict(reading.settings))
-    stock.whole.generation_config.save_pretrained(folder)
-    reading.tokenizer.save_pretrained(folder)
 
 
 def thinker_key(name: str) -> str:

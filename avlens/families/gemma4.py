@@ -15,31 +15,32 @@ apart from the text before them.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Gemma4Config, Gemma4ForConditionalGeneration, GenerationConfig
+from transformers import Gemma4Config, Gemma4ForConditionalGeneration
 from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 
-from avlens.chat import Medium, assemble, grid_edges, grid_tokens, marker, media_of, text_prompts, write_chat
+from avlens.chat import ChatFamily, Medium, assemble, grid_edges, grid_tokens, marker, media_of, write_chat
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder, InBlocks
 from avlens.errors import CheckpointError, PromptError
-from avlens.family import GENERIC_SETTINGS, Family, Part, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.family import GENERIC_SETTINGS, Part, PromptOptions, Stock, any_value, check_settings, one_of
 from avlens.inputs import AVInputs, Media
 from avlens.loading import (
     load_generation_config,
     load_tokenizer,
     load_weights,
-    randomise,
+    random_model,
     read_json,
+    save_settings,
+    save_weights,
     tiny_sizes,
-    write_json,
 )
 from avlens.media import Clip
 from avlens.sandwich import LayerInputs, SandwichBlock
@@ -56,7 +57,7 @@ MEL_PER_TOKEN = 4
 """Mel frames of an audio token: two convolutions of stride 2."""
 
 
-class Gemma4(Family):
+class Gemma4(ChatFamily):
     """Gemma 4, the models that hear."""
 
     name: ClassVar[str] = "gemma4"
@@ -116,35 +117,14 @@ class Gemma4(Family):
         """A small model with random weights, norms and scales, and a byte-level tokenizer."""
         tokenizer = tiny_tokenizer(_SPECIALS, _TEMPLATE, {}, eos="<turn|>", pad="<pad>")
         config = _tiny_config(tokenizer, sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Gemma4ForConditionalGeneration(config).eval()
-            randomise(model)
-            for layer in model.model.language_model.layers:
-                layer.layer_scalar.uniform_(0.5, 1.0)
-            with torch.no_grad():
-                # Scores are not scaled: norms of queries do it.
-                for name, weight in model.named_parameters():
-                    if name.endswith("q_norm.weight"):
-                        weight.mul_(len(weight) ** -0.5)
+        model = random_model(partial(Gemma4ForConditionalGeneration, config), tokenizer, seed, _rescaled)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
         return cls(model.config, tokenizer, {}, _TINY_SETTINGS), _stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the checkpoint in the released key layout, with tokenizer, template and settings."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: weight.contiguous() for name, weight in stock.whole.state_dict().items()}
-        embed = state["model.language_model.embed_tokens.weight"]
-        tied = state["lm_head.weight"].data_ptr() == embed.data_ptr()
-        if tied:
-            del state["lm_head.weight"]
-        save_file(
-            {name: weight.clone() for name, weight in state.items()}, folder / "model.safetensors", {"format": "pt"}
-        )
+        tied = save_weights(folder, stock.whole.state_dict(), "model.language_model.embed_tokens.weight")
         config = self.config.to_dict() | {
             "architectures": ["Gemma4ForConditionalGeneration"],
             "tie_word_embeddings": tied,
@@ -152,11 +132,9 @@ class Gemma4(Family):
         text = {name: value for name, value in config["text_config"].items() if name != "per_layer_config"}
         heads = {"head_dim": self.cfg.d_head, "global_head_dim": self.cfg.d_head_global}
         config["text_config"] = text | heads | {"tie_word_embeddings": tied}
-        write_json(folder / "config.json", config | {"dtype": str(stock.head.weight.dtype).removeprefix("torch.")})
-        write_json(folder / "processor_config.json", dict(self.processor))
-        write_json(folder / "avlens.json", dict(self.settings))
-        stock.whole.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        config |= {"dtype": str(stock.head.weight.dtype).removeprefix("torch.")}
+        files = {"processor_config": self.processor, "avlens": self.settings}
+        save_settings(folder, stock.whole, self.tokenizer, config=config, **files)
 
     # Prompts.
 
@@ -167,12 +145,12 @@ class Gemma4(Family):
         pieces = [(index, piece) for index, part in enumerate(media_of(parts)) for piece in _apart(part)]
         written = [piece for part in parts for piece in ([part] if isinstance(part, str) else _apart(part))]
         chat = write_chat(self.tokenizer, written, question, options)
-        media = [self._medium(piece, options, index) for index, piece in pieces]
-        return AVInputs((assemble(self.tokenizer, chat, media, set(self._holes().values())),), self.stock_kwargs)
+        media = [self.medium(piece, options, index) for index, piece in pieces]
+        return AVInputs((assemble(self.tokenizer, chat, media, self.holes()),), self.stock_kwargs)
 
-    def text_inputs(self, ids: Tensor) -> AVInputs:
-        """Bare token ids as prompts of text."""
-        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
+    def holes(self) -> set[int]:
+        """The ids of the three placeholders."""
+        return set(self._ids().values())
 
     def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
         """Keyword arguments for Gemma4ForConditionalGeneration."""
@@ -206,7 +184,7 @@ class Gemma4(Family):
         seen: Tensor = vision(media.tensors["pixels"].to(device), media.tensors["places"].to(device))
         return seen[None]
 
-    def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
+    def medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A video's, sound's or image's encoder tensors, and its tokens in order."""
         if not isinstance(part, Clip):
             return self._image(part, options, clip)
@@ -250,7 +228,7 @@ class Gemma4(Family):
         count = math.ceil(len(mel) / MEL_PER_TOKEN)
         frame = torch.arange(count)
         seconds = MEL_PER_TOKEN * self.mel.hop_length / self.mel.sampling_rate
-        ids, strings = torch.full((count,), self._holes()[Modality.AUDIO]), ["<|audio|>"] * count
+        ids, strings = torch.full((count,), self._ids()[Modality.AUDIO]), ["<|audio|>"] * count
         tokens = TokenMap.of(
             ids, strings, Modality.AUDIO, Segment.MEDIA, clip=torch.full((count,), index), audio_frame=frame,
             start=frame.double() * seconds, end=(frame + 1).double() * seconds,
@@ -275,7 +253,7 @@ class Gemma4(Family):
         return tensors, (len(frames), rows // pool, cols // pool)
 
     def _grid(self, grid: tuple[int, int, int], modality: Modality, clip: int) -> TokenMap:
-        token = self._holes()[modality]
+        token = self._ids()[modality]
         return grid_tokens(grid, modality, clip, token, str(self.tokenizer.convert_ids_to_tokens(token)))
 
     def _time(self, text: str) -> TokenMap:
@@ -288,12 +266,22 @@ class Gemma4(Family):
     def _marker(self, string: str) -> TokenMap:
         return marker(self.tokenizer, string)
 
-    def _holes(self) -> dict[Modality, int]:
+    def _ids(self) -> dict[Modality, int]:
         """The ids that stand for media."""
         config = self.config
         return {
             Modality.AUDIO: config.audio_token_id, Modality.VIDEO: config.video_token_id, Modality.IMAGE: config.image_token_id,
         }  # fmt: skip
+
+
+def _rescaled(model: Any) -> None:
+    """Scales of blocks away from 1; norms of queries do what no other scale of scores does."""
+    for layer in model.model.language_model.layers:
+        layer.layer_scalar.uniform_(0.5, 1.0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("q_norm.weight"):
+                weight.mul_(len(weight) ** -0.5)
 
 
 def _apart(part: Any) -> list[Any]:

@@ -11,36 +11,30 @@ Source: transformers 5.23, models/qwen2_5_omni: processing (replace_video_with_a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
-    GenerationConfig,
     Qwen2_5OmniThinkerConfig,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 
-from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
+from avlens.chat import Medium, marker
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import window_order
 from avlens.errors import PromptError
-from avlens.family import Family, Part, PromptOptions, Stock, any_value, one_of
-from avlens.inputs import AVInputs, Media
-from avlens.loading import load_preprocessor, load_weights, randomise, read_json, tiny_sizes
+from avlens.family import Stock, any_value, one_of
+from avlens.inputs import Media
+from avlens.loading import random_model, tiny_sizes
 from avlens.media import Clip
 from avlens.thinkers import (
-    Reading,
+    Thinker,
     check_thinker,
-    save_thinker,
-    thinker_config,
-    thinker_key,
-    thinker_kwargs,
     thinker_stock,
-    thinker_tokenizer,
 )
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import tiny_tokenizer
@@ -52,34 +46,20 @@ IMAGE_PIXELS = 56 * 56, 28 * 28 * 1280
 """Bounds of an image's area where the checkpoint says none."""
 
 
-class Qwen25Omni(Family):
+class Qwen25Omni(Thinker):
     """The thinker of Qwen2.5-Omni."""
 
     name: ClassVar[str] = "qwen2_5_omni"
     title: ClassVar[str] = "Qwen2.5-Omni 3B, 7B"
     tested: ClassVar[str] = "the stock transformers model, on tiny random weights; whole-size shapes"
-
-    def __init__(
-        self,
-        config: Qwen2_5OmniThinkerConfig,
-        tokenizer: Any,
-        preprocessor: Mapping[str, Any],
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.config, self.tokenizer, self.preprocessor, self.settings = config, tokenizer, preprocessor, settings
-        self.cfg = _decoder_config(config)
-        self.reading = Reading.of(
-            config, tokenizer, preprocessor, settings, mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711), video_pixels=VIDEO_PIXELS, image_pixels=IMAGE_PIXELS, nominal_fps=2.0,
-        )  # fmt: skip
-        self.rules, self.mel = self.reading.rules, self.reading.mel
-
-    # Loading and saving.
-
-    @classmethod
-    def matches(cls, config: Mapping[str, Any]) -> bool:
-        """Whether config.json is of a whole Qwen2.5-Omni or of its thinker."""
-        return config.get("model_type") in ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    stock_class: ClassVar[Any] = Qwen2_5OmniThinkerForConditionalGeneration
+    whole: ClassVar[Mapping[str, Any]] = {"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni"}
+    dropped: ClassVar[str] = r"^(talker|token2wav)\."
+    spare: ClassVar[frozenset[str]] = frozenset({"model.audio_tower.audio_bos_eos_token.weight"})
+    reads: ClassVar[Mapping[str, Any]] = {
+        "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711),
+        "video_pixels": VIDEO_PIXELS, "image_pixels": IMAGE_PIXELS, "nominal_fps": 2.0,
+    }  # fmt: skip
 
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
@@ -87,21 +67,10 @@ class Qwen25Omni(Family):
         sections = {"text_config": _TEXT, "audio_config": _AUDIO, "vision_config": _VISION}
         check_thinker(config, outer=_OUTER, rules=_THINKER, sections=sections, ignore=ignore)
 
-    @classmethod
-    def load(cls, folder: Path, **load_options: Any) -> tuple["Qwen25Omni", Stock]:
-        """Load the thinker from a folder in any of the three key layouts (hub, in-memory, written from scratch)."""
-        config = thinker_config(Qwen2_5OmniThinkerConfig, read_json(folder / "config.json"))
-        model = load_weights(
-            Qwen2_5OmniThinkerForConditionalGeneration,
-            folder,
-            config,
-            embed="model.language_model.embed_tokens.weight",
-            dropped=r"^(talker|token2wav)\.",
-            spare=frozenset({"model.audio_tower.audio_bos_eos_token.weight"}),
-            **load_options,
-        )
-        tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
-        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
+    @staticmethod
+    def shape(config: Qwen2_5OmniThinkerConfig) -> DecoderConfig:
+        """The decoder's shape."""
+        return _decoder_config(config)
 
     @classmethod
     def fresh(
@@ -120,39 +89,8 @@ class Qwen25Omni(Family):
         """A small thinker with random weights, biases and norms, and a byte-level tokenizer."""
         tokenizer = tiny_tokenizer()
         config = _tiny_config(tokenizer, sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
-            randomise(model)
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-            pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
-        )
+        model = random_model(partial(Qwen2_5OmniThinkerForConditionalGeneration, config), tokenizer, seed)
         return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), thinker_stock(model)
-
-    def save(self, folder: Path, stock: Stock) -> None:
-        """Write the thinker as the released checkpoints lay it out: keys under `thinker.`, one config.json."""
-        state = {thinker_key(name): weight for name, weight in stock.whole.state_dict().items()}
-        whole = {"architectures": ["Qwen2_5OmniModel"], "model_type": "qwen2_5_omni"}
-        save_thinker(folder, stock, self.reading, whole, state)
-
-    # Prompts.
-
-    def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
-        """One prompt, as the official processor writes it."""
-        chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
-        holes = {self.reading.token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
-        prompt = assemble(self.tokenizer, chat, media, holes)
-        return AVInputs((prompt,), self.stock_kwargs)
-
-    def text_inputs(self, ids: Tensor) -> AVInputs:
-        """Bare token ids as prompts of text."""
-        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
-
-    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
-        """Keyword arguments for Qwen2_5OmniThinkerForConditionalGeneration."""
-        return thinker_kwargs(inputs)
 
     def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image."""
@@ -175,28 +113,21 @@ class Qwen25Omni(Family):
         vision = self.config.vision_config
         return window_order(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
 
-    def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
-        """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
-        if not isinstance(part, Clip):
-            return self.reading.image(part, options, clip)
-        sound = self._sound(part, clip) if part.waveform is not None else None
-        if part.frames is None:
-            assert sound is not None
-            return sound
-        sight = self.reading.sight(part, options, clip, with_audio=sound is not None)
-        # The stock model counts in whole steps.
+    def merged(self, sight: Medium, sound: Medium | None) -> Medium:
+        """A video's tokens and its sound's, two seconds of each in turn; position ids are whole, as the stock model's."""
         positions = sight.positions.long()
         sight = replace(sight, positions=positions, advance=int(positions.max()) + 1)
         return sight if sound is None else self._interleave(sight, sound)
 
-    def _sound(self, clip: Clip, index: int) -> Medium:
+    def sound(self, clip: Clip, index: int) -> Medium:
+        """A clip's mel frames, and an audio token for every four of them."""
         mel = self.reading.heard(clip, index)
         count = ((mel.shape[1] - 1) // 2 + 1 - 2) // 2 + 1
         if count < 1:
             raise PromptError(
                 f"the sound of clip {index} has {_samples(clip)} samples, too few for one token. Pass a longer one."
             )
-        seconds = 4 * self.mel.hop_length / self.mel.sampling_rate
+        seconds = 4 * self.reading.mel.hop_length / self.reading.mel.sampling_rate
         frame = torch.arange(count)
         times = {name: (frame + int("end" in name)) * seconds for name in ("start", "end")}
         times |= {
@@ -221,17 +152,15 @@ class Qwen25Omni(Family):
         turns = _turns(_chunks(sight.positions[0].tolist(), per_chunk), heard)
         places = [(sight if is_video else sound).positions[:, part] for is_video, part in turns]
         end = int(places[-1].max()) + 1
+        bos, eos = (marker(self.tokenizer, string) for string in ("<|audio_bos|>", "<|audio_eos|>"))
         # Begin of audio shares its position id with begin of vision before it; both ends share one too.
         return Medium(
-            tokens=TokenMap.join([self._marker("<|audio_bos|>"), *runs, self._marker("<|audio_eos|>")]),
+            tokens=TokenMap.join([bos, *runs, eos]),
             positions=torch.cat([torch.full((3, 1), -1), *places, torch.full((3, 1), end)], dim=1),
             media=[*sight.media, *sound.media],
             advance=end + 1,
             closes_with_next=True,
         )
-
-    def _marker(self, string: str) -> TokenMap:
-        return marker(self.tokenizer, string)
 
 
 def _samples(clip: Clip) -> int:

@@ -15,32 +15,27 @@ of less than a second comes out slightly different (0.002) beside longer ones.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import GenerationConfig, Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
+from transformers import Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
-from avlens.chat import Medium, assemble, marker, media_of, text_prompts, write_chat
+from avlens.chat import Medium, marker
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import raster_order
 from avlens.errors import CheckpointError, PromptError
-from avlens.family import Family, Part, PromptOptions, Stock, any_value, one_of
-from avlens.inputs import AVInputs, Media
-from avlens.loading import load_preprocessor, load_weights, randomise, read_json, tiny_sizes
+from avlens.family import Stock, any_value, one_of
+from avlens.inputs import Media
+from avlens.loading import random_model, tiny_sizes
 from avlens.media import Clip
 from avlens.thinkers import (
-    Reading,
+    Thinker,
     check_thinker,
-    save_thinker,
-    thinker_config,
-    thinker_key,
-    thinker_kwargs,
     thinker_stock,
-    thinker_tokenizer,
 )
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import chat_template, tiny_tokenizer
@@ -55,35 +50,22 @@ TOKENS_PER_WINDOW, MEL_STRIDE = 13, 8
 """An audio window of 100 mel frames becomes so many tokens, each of so many mel frames."""
 
 
-class Qwen3Omni(Family):
+class Qwen3Omni(Thinker):
     """The thinker of Qwen3-Omni."""
 
     name: ClassVar[str] = "qwen3_omni"
     title: ClassVar[str] = "Qwen3-Omni 30B-A3B"
     tested: ClassVar[str] = "the stock transformers model, on tiny random weights; whole-size shapes"
-
-    def __init__(
-        self,
-        config: Qwen3OmniMoeThinkerConfig,
-        tokenizer: Any,
-        preprocessor: Mapping[str, Any],
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self.cfg = _decoder_config(config)
-        half = (0.5, 0.5, 0.5)
-        # The official processor assumes one frame per second unless it is told, though its scripts choose two.
-        self.reading = Reading.of(
-            config, tokenizer, preprocessor, settings, mean=half, std=half, video_pixels=VIDEO_PIXELS,
-            image_pixels=IMAGE_PIXELS, nominal_fps=1.0,
-        )  # fmt: skip
-
-    # Loading and saving.
-
-    @classmethod
-    def matches(cls, config: Mapping[str, Any]) -> bool:
-        """Whether config.json is of a whole Qwen3-Omni or of its thinker."""
-        return config.get("model_type") in ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+    stock_class: ClassVar[Any] = Qwen3OmniMoeThinkerForConditionalGeneration
+    whole: ClassVar[Mapping[str, Any]] = {
+        "architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe",
+    }  # fmt: skip
+    dropped: ClassVar[str] = r"^(talker|code2wav)\."
+    # The official processor assumes one frame per second unless it is told, though its scripts choose two.
+    reads: ClassVar[Mapping[str, Any]] = {
+        "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "video_pixels": VIDEO_PIXELS, "image_pixels": IMAGE_PIXELS,
+        "nominal_fps": 1.0,
+    }  # fmt: skip
 
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
@@ -91,62 +73,24 @@ class Qwen3Omni(Family):
         sections = {"text_config": _TEXT, "audio_config": _AUDIO, "vision_config": _VISION}
         check_thinker(config, outer=_OUTER, rules=_THINKER, sections=sections, ignore=ignore)
 
-    @classmethod
-    def load(cls, folder: Path, **load_options: Any) -> tuple["Qwen3Omni", Stock]:
-        """Load the thinker from a folder in the hub's key layout, or as transformers writes it."""
-        config = thinker_config(Qwen3OmniMoeThinkerConfig, read_json(folder / "config.json"))
-        model = load_weights(
-            Qwen3OmniMoeThinkerForConditionalGeneration,
-            folder,
-            config,
-            embed="model.language_model.embed_tokens.weight",
-            dropped=r"^(talker|code2wav)\.",
-            **load_options,
-        )
-        tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
-        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
+    @staticmethod
+    def shape(config: Qwen3OmniMoeThinkerConfig) -> DecoderConfig:
+        """The decoder's shape."""
+        return _decoder_config(config)
 
     @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Qwen3Omni", Stock]:
         """A small thinker with random weights, biases and norms, and a byte-level tokenizer."""
         tokenizer = tiny_tokenizer(_SPECIALS, _TEMPLATE, _NAMED)
         config = _tiny_config(tokenizer, sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Qwen3OmniMoeThinkerForConditionalGeneration(config).eval()
-            randomise(model)
-            _widen_experts(model)
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
+        build = partial(Qwen3OmniMoeThinkerForConditionalGeneration, config)
+        model = random_model(build, tokenizer, seed, _widen_experts)
         return cls(model.config, tokenizer, _TINY_PREPROCESSOR, _TINY_SETTINGS), thinker_stock(model)
 
-    def save(self, folder: Path, stock: Stock) -> None:
-        """Write the thinker as the released checkpoints lay it out: keys under `thinker.`, each expert by itself."""
-        state = {
-            key: part
-            for name, weight in stock.whole.state_dict().items()
-            for key, part in _by_expert(thinker_key(name), weight).items()
-        }
-        whole = {"architectures": ["Qwen3OmniMoeForConditionalGeneration"], "model_type": "qwen3_omni_moe"}
-        save_thinker(folder, stock, self.reading, whole, state)
-
-    # Prompts.
-
-    def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
-        """One prompt, as the official processor writes it."""
-        chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
-        holes = {self.reading.token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
-        return AVInputs((assemble(self.tokenizer, chat, media, holes),), self.stock_kwargs)
-
-    def text_inputs(self, ids: Tensor) -> AVInputs:
-        """Bare token ids as prompts of text."""
-        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
-
-    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
-        """Keyword arguments for Qwen3OmniMoeThinkerForConditionalGeneration."""
-        return thinker_kwargs(inputs)
+    @staticmethod
+    def released(name: str, weight: Tensor) -> dict[str, Tensor]:
+        """A weight under its released names; in memory the experts of a layer are one tensor."""
+        return _by_expert(name, weight)
 
     def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image; a video has a level for each depth."""
@@ -163,18 +107,8 @@ class Qwen3Omni(Family):
         seen = vision.tower(pixels, grid_thw=grid[None].to(device_of(first)))
         return torch.stack([seen.pooler_output, *seen.deepstack_features])
 
-    def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
-        """A clip's or image's encoder tensors, and its tokens in order with their positions from 0."""
-        if not isinstance(part, Clip):
-            return self.reading.image(part, options, clip)
-        sound = self._sound(part, clip) if part.waveform is not None else None
-        if part.frames is None:
-            assert sound is not None
-            return sound
-        sight = self.reading.sight(part, options, clip, with_audio=sound is not None)
-        return sight if sound is None else self._merge(sight, sound)
-
-    def _sound(self, clip: Clip, index: int) -> Medium:
+    def sound(self, clip: Clip, index: int) -> Medium:
+        """A clip's mel frames, and 13 audio tokens for each second."""
         mel = self.reading.heard(clip, index)
         window = 2 * self.config.audio_config.n_window
         count = _n_audio_tokens(mel.shape[1], window)
@@ -194,8 +128,10 @@ class Qwen3Omni(Family):
         )  # fmt: skip
         return Medium(tokens, frame.expand(3, -1), [(Modality.AUDIO, {"mel": mel})], count)
 
-    def _merge(self, sight: Medium, sound: Medium) -> Medium:
+    def merged(self, sight: Medium, sound: Medium | None) -> Medium:
         """A video's tokens and its sound's in the order of time, video first, between begin and end of audio."""
+        if sound is None:
+            return sight
         both = TokenMap.join([sight.tokens, sound.tokens])
         # A stable sort keeps video before audio of the same time.
         order = torch.cat([sight.positions[0].float(), sound.positions[0].float()]).sort(stable=True).indices

@@ -23,16 +23,15 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel, WhisperConfig
+from transformers import Blip2QFormerConfig, PreTrainedConfig, PreTrainedModel, WhisperConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
     Qwen2_5_VLTextModel,
 )
 
-from avlens.chat import Medium, assemble, grid_edges, grid_tokens, media_of, text_prompts, write_chat
+from avlens.chat import ChatFamily, Medium, grid_edges, grid_tokens
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import PatchRules, cut_patches, window_order
@@ -49,7 +48,6 @@ from avlens.encoders.qformer import (
 from avlens.errors import PromptError
 from avlens.family import (
     GENERIC_SETTINGS,
-    Family,
     Part,
     Positions,
     PromptOptions,
@@ -64,10 +62,11 @@ from avlens.loading import (
     load_preprocessor,
     load_tokenizer,
     load_weights,
-    randomise,
+    random_model,
     read_json,
+    save_settings,
+    save_weights,
     tiny_sizes,
-    write_json,
 )
 from avlens.media import Clip
 from avlens.tokens import Modality, Segment, TokenMap
@@ -128,7 +127,7 @@ class VideoSalmonn2PlusModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
 
-class VideoSalmonn2Plus(Family):
+class VideoSalmonn2Plus(ChatFamily):
     """video-SALMONN 2+."""
 
     name: ClassVar[str] = "video_salmonn2_plus"
@@ -191,62 +190,37 @@ class VideoSalmonn2Plus(Family):
         """A small model with random weights, biases and norms, and a byte-level tokenizer."""
         tokenizer = tiny_tokenizer(_SPECIALS, TEMPLATE, {})
         raw = _tiny_config(tokenizer, sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = VideoSalmonn2PlusModel(_configs(raw)).eval()
-            randomise(model)
+        model = random_model(lambda: VideoSalmonn2PlusModel(_configs(raw)), tokenizer, seed)
         if raw["tie_word_embeddings"]:
             model.lm_head.weight = model.model.embed_tokens.weight
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
         return cls(raw, tokenizer, {}, {}), _stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the checkpoint in the released key layout, with tokenizer, template and settings."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {_released(name): weight.contiguous() for name, weight in stock.whole.state_dict().items()}
-        tied = state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
-        if tied:
-            del state["lm_head.weight"]
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        state = {_released(name): weight for name, weight in stock.whole.state_dict().items()}
+        tied = save_weights(folder, state, "model.embed_tokens.weight")
         dtype = str(stock.head.weight.dtype).removeprefix("torch.")
-        write_json(folder / "config.json", dict(self.raw) | {"tie_word_embeddings": tied, "torch_dtype": dtype})
-        write_json(folder / "preprocessor_config.json", dict(self.preprocessor))
-        write_json(folder / "avlens.json", dict(self.settings))
-        stock.whole.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        config = dict(self.raw) | {"tie_word_embeddings": tied, "torch_dtype": dtype}
+        files = {"preprocessor_config": self.preprocessor, "avlens": self.settings}
+        save_settings(folder, stock.whole, self.tokenizer, config=config, **files)
 
     # Prompts.
 
     def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
         """One prompt, as the released code writes it."""
-        chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
-        holes = {self._token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
-        prompt = assemble(self.tokenizer, chat, media, holes)
-        if options.positions == "released":
-            merge = self.rules.merge
-            grids = [(m.modality, m.tensors["grid"]) for m in prompt.media if m.modality != Modality.AUDIO]
-            sights = [(kind, grid // torch.tensor([1, merge, merge])) for kind, grid in grids]
-            positions = released_positions(prompt.tokens.modality, sights)
-            prompt = replace(prompt, positions=positions, next_position=int(positions.max()) + 1)
+        inputs, merge = super().prepare(parts, question, options), self.rules.merge
+        if options.positions == "trained":
+            return inputs
+        prompt = inputs.prompt
+        grids = [(m.modality, m.tensors["grid"]) for m in prompt.media if m.modality != Modality.AUDIO]
+        sights = [(kind, grid // torch.tensor([1, merge, merge])) for kind, grid in grids]
+        positions = released_positions(prompt.tokens.modality, sights)
+        prompt = replace(prompt, positions=positions, next_position=int(positions.max()) + 1)
         return AVInputs((prompt,), self.stock_kwargs)
 
-    def text_inputs(self, ids: Tensor) -> AVInputs:
-        """Bare token ids as prompts of text."""
-        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
-
-    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
-        """There is no stock model.
-
-        Raises:
-            PromptError: Always.
-        """
-        raise PromptError(
-            f"transformers has no {self.title}, so these {len(inputs)} prompts have no stock keyword arguments. Its "
-            "numbers are compared with the original code's in the tests of this family."
-        )
+    def holes(self) -> set[int]:
+        """The ids of the three placeholders."""
+        return {self._token(kind) for kind in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)}
 
     def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound, video or image."""
@@ -263,7 +237,7 @@ class VideoSalmonn2Plus(Family):
         seen: Tensor = vision.tower(pixels, grid_thw=grid[None].to(device_of(first))).pooler_output
         return seen[None]
 
-    def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
+    def medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A clip's or image's encoder tensors, and its tokens in order with their positions from 0, as trained."""
         if not isinstance(part, Clip):
             return self._image(part, options, clip)

@@ -25,11 +25,9 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     Blip2QFormerConfig,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -39,7 +37,7 @@ from transformers import (
     WhisperConfig,
 )
 
-from avlens.chat import Medium, assemble, grid_edges, media_of, text_prompts, write_chat
+from avlens.chat import ChatFamily, Medium, grid_edges
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.qformer import (
@@ -53,16 +51,17 @@ from avlens.encoders.qformer import (
     whisper_mel,
 )
 from avlens.errors import PromptError
-from avlens.family import GENERIC_SETTINGS, Family, Part, PromptOptions, Stock, any_value, check_settings, one_of
-from avlens.inputs import AVInputs, Media
+from avlens.family import GENERIC_SETTINGS, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.inputs import Media
 from avlens.loading import (
     load_generation_config,
     load_tokenizer,
     load_weights,
-    randomise,
+    random_model,
     read_json,
+    save_settings,
+    save_weights,
     tiny_sizes,
-    write_json,
 )
 from avlens.media import Clip
 from avlens.tokens import Modality, Segment, TokenMap
@@ -176,7 +175,7 @@ class VideoSalmonnO1Model(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
 
-class VideoSalmonnO1(Family):
+class VideoSalmonnO1(ChatFamily):
     """video-SALMONN-o1, and video-SALMONN 2 as a variant of it."""
 
     name: ClassVar[str] = "video_salmonn_o1"
@@ -224,54 +223,24 @@ class VideoSalmonnO1(Family):
         """A small model with random weights, biases and norms, and a byte-level tokenizer; `variant` is a model_type."""
         tokenizer = tiny_tokenizer(_SPECIALS, TEMPLATE, {})
         raw, settings = _tiny_config(tokenizer, sizes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = VideoSalmonnO1Model(_configs(raw, settings)).eval()
-            randomise(model)
+        model = random_model(lambda: VideoSalmonnO1Model(_configs(raw, settings)), tokenizer, seed)
         if raw["tie_word_embeddings"]:
             model.lm_head.weight = model.model.embed_tokens.weight
-        model.generation_config = GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-        )
         return cls(raw, tokenizer, settings), _stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the checkpoint in the released key layout, with tokenizer, template and settings."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {_released(name): weight.contiguous() for name, weight in stock.whole.state_dict().items()}
-        tied = state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
-        if tied:
-            del state["lm_head.weight"]
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        state = {_released(name): weight for name, weight in stock.whole.state_dict().items()}
+        tied = save_weights(folder, state, "model.embed_tokens.weight")
         dtype = str(stock.head.weight.dtype).removeprefix("torch.")
-        write_json(folder / "config.json", dict(self.raw) | {"tie_word_embeddings": tied, "torch_dtype": dtype})
-        write_json(folder / "avlens.json", dict(self.settings))
-        stock.whole.generation_config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        config = dict(self.raw) | {"tie_word_embeddings": tied, "torch_dtype": dtype}
+        save_settings(folder, stock.whole, self.tokenizer, config=config, avlens=self.settings)
 
     # Prompts.
 
-    def prepare(self, parts: Sequence[Part], question: str, options: PromptOptions) -> AVInputs:
-        """One prompt, as the released code writes it."""
-        chat = write_chat(self.tokenizer, parts, question, options)
-        media = [self._medium(part, options, index) for index, part in enumerate(media_of(parts))]
-        hole = self.tokenizer.convert_tokens_to_ids(HOLE)
-        return AVInputs((assemble(self.tokenizer, chat, media, {hole}),), self.stock_kwargs)
-
-    def text_inputs(self, ids: Tensor) -> AVInputs:
-        """Bare token ids as prompts of text."""
-        return AVInputs(text_prompts(self.tokenizer, ids), self.stock_kwargs)
-
-    def stock_kwargs(self, inputs: AVInputs) -> dict[str, Any]:
-        """There is no stock model.
-
-        Raises:
-            PromptError: Always.
-        """
-        raise PromptError(
-            f"transformers has no {self.title}, so these {len(inputs)} prompts have no stock keyword arguments. Its "
-            "numbers are compared with the original code's in the tests of this family."
-        )
+    def holes(self) -> set[int]:
+        """The one placeholder."""
+        return {self.tokenizer.convert_tokens_to_ids(HOLE)}
 
     def encode(self, encoders: Mapping[str, HookedEncoder], media: Media) -> Float[Tensor, "level media_pos d_model"]:
         """Run the audio or vision tower on one sound or video."""
@@ -285,7 +254,7 @@ class VideoSalmonnO1(Family):
         seen: Tensor = vision(media.tensors["pixels"].to(device_of(first), first.weight.dtype))
         return seen.flatten(0, 1)[None]
 
-    def _medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
+    def medium(self, part: Any, options: PromptOptions, clip: int) -> Medium:
         """A clip's encoder tensors, and its tokens in order."""
         if not isinstance(part, Clip):
             raise PromptError(f"{self.title} reads clips, not single images. Pass Clip(frames=image[None], fps=1.0).")

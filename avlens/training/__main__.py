@@ -45,7 +45,7 @@ def saved_pool(path: Path, n: int) -> Pool:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         model: Any = untrained_model()
-        torch.save(make_pool(model.family.mel, n, seed=1000, progress=True), path)
+        torch.save(make_pool(model.family.reading.mel, n, seed=1000, progress=True), path)
     return torch.load(path, weights_only=False)  # our own file
 
 

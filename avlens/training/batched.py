@@ -127,7 +127,7 @@ def see(model: HookedAVModel, frames: UInt8[Tensor, "clip frame 3 side side"]) -
     """The vision tower on clips of one length."""
     tower: Any = model.stock.encoders["vision"]
     family: Any = model.family
-    pixels = cut_patches(frames.flatten(0, 1), family.rules, SIDE**2, SIDE**2).pixels
+    pixels = cut_patches(frames.flatten(0, 1), family.reading.rules, SIDE**2, SIDE**2).pixels
     weight = tower.patch_embed.proj.weight
     x = F.linear(pixels.view(-1, PATCHES_PER_SECOND, pixels.shape[-1]), weight.view(weight.shape[0], -1))
     places = stock.get_vision_position_ids(torch.tensor([[1, 6, 6]]), 2)

@@ -82,7 +82,7 @@ def clips_of(clips: list[Clip], contents: tuple[Content, ...], seconds: int, mel
 
 def silence_of(model: Any, seconds: int) -> Float[Tensor, "mel mel_pos"]:
     """What the audio tower reads of digital silence."""
-    return log_mel(torch.zeros(seconds * 16000), model.family.mel)[:, : seconds * MEL_PER_SECOND]
+    return log_mel(torch.zeros(seconds * 16000), model.family.reading.mel)[:, : seconds * MEL_PER_SECOND]
 
 
 def _through_files(samples: list[Sample], n: int, progress: bool) -> Iterator[Sample]:

@@ -224,7 +224,7 @@ def slow_patches(frames, rules, height, width):
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (70, 100), (84, 28), (300, 90)])
 def test_patches_equal_a_slow_loop(n_frames, height, width):
     frames = torch.randint(0, 256, (n_frames, 3, height, width), dtype=torch.uint8)
-    rules = MODEL.family.rules
+    rules = MODEL.family.reading.rules
     patches = cut_patches(frames, rules, 4 * 28 * 28, 16 * 28 * 28)
     sides = patches.grid[1] * 14, patches.grid[2] * 14
     assert torch.equal(patches.pixels, slow_patches(frames, rules, *sides))
@@ -258,11 +258,13 @@ def test_patches_are_bit_equal_to_the_stock_processors():
         pytest.skip(f"torchvision does not import here: {error}")
     bounds = {"shortest_edge": 4 * 784, "longest_edge": 16 * 784}
     stock = Qwen2VLVideoProcessor(size=bounds)(FRAMES, return_tensors="pt", do_sample_frames=False)
-    ours = cut_patches(FRAMES, MODEL.family.rules, 4 * 784, 16 * 784)
+    ours = cut_patches(FRAMES, MODEL.family.reading.rules, 4 * 784, 16 * 784)
     assert torch.equal(stock["pixel_values_videos"], ours.pixels)
     assert stock["video_grid_thw"].tolist() == [list(ours.grid)]
     picture = Qwen2VLImageProcessor(size=bounds)(FRAMES[0], return_tensors="pt")
-    assert torch.equal(picture["pixel_values"], cut_patches(FRAMES[:1], MODEL.family.rules, 4 * 784, 16 * 784).pixels)
+    assert torch.equal(
+        picture["pixel_values"], cut_patches(FRAMES[:1], MODEL.family.reading.rules, 4 * 784, 16 * 784).pixels
+    )
 
 
 def test_too_long_a_frame_is_refused():
@@ -412,8 +414,8 @@ def test_the_thinkers_own_folder_written_by_transformers_loads(tmp_path):
     model = tiny_model(seed=3)
     model.stock.whole.save_pretrained(tmp_path)
     model.tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(model.family.preprocessor)))
-    (tmp_path / "avlens.json").write_text(json.dumps(dict(model.family.settings)))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(model.family.reading.preprocessor)))
+    (tmp_path / "avlens.json").write_text(json.dumps(dict(model.family.reading.settings)))
     loaded = HookedAVModel.from_pretrained(tmp_path)
     assert torch.equal(logits_of(loaded), logits_of(model))
 
@@ -513,7 +515,7 @@ def test_the_released_sizes_fit_the_hooked_decoder_without_memory(size):
     )  # fmt: skip
     with torch.device("meta"):
         whole = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    family = Qwen25Omni(config, MODEL.tokenizer, MODEL.family.preprocessor, {})
+    family = Qwen25Omni(config, MODEL.tokenizer, MODEL.family.reading.preprocessor, {})
     model = HookedAVModel(family, thinker_stock(whole), name=size)
     keys = {id(weight): key for key, weight in whole.state_dict(keep_vars=True).items()}
     assert len(keys) == is_.tensors and {weight.device.type for weight in whole.parameters()} == {"meta"}
@@ -549,7 +551,7 @@ def test_weight_views_compute_what_the_stock_linears_do():
 
 
 def test_the_official_bounds_of_a_frames_area_hold_for_released_checkpoints():
-    family = Qwen25Omni(MODEL.family.config, MODEL.tokenizer, MODEL.family.preprocessor, {})
+    family = Qwen25Omni(MODEL.family.config, MODEL.tokenizer, MODEL.family.reading.preprocessor, {})
     released = HookedAVModel(family, MODEL.stock)
     tokens = released.prepare(clip_of(1, 1, 2.0, (64, 96)), "what ?").tokens
     assert len(tokens.video) == 140  # 280x392 pixels: 10 rows of 14

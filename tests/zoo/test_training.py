@@ -23,7 +23,7 @@ SHORT = Recipe(tower_steps=3, steps=4, tower_batch=4, batch=4, n_questions=2)
 
 @pytest.fixture(scope="module")
 def pool():
-    return make_pool(untrained_model().family.mel, 8, seed=1, compressed=0.25)
+    return make_pool(untrained_model().family.reading.mel, 8, seed=1, compressed=0.25)
 
 
 @pytest.mark.parametrize("seconds", [2, 3])
@@ -33,7 +33,7 @@ def test_packed_questions_are_the_prompts_that_prepare_makes(seconds):
         for weight in model.stock.whole.parameters():
             weight += 0.05 * torch.randn_like(weight)
         clips = clips_of(
-            [one.clip for one in samples], tuple(one.content for one in samples), seconds, model.family.mel
+            [one.clip for one in samples], tuple(one.content for one in samples), seconds, model.family.reading.mel
         )
         layout = layout_of(model, seconds)
         asked = [[one.ask("see"), one.ask_choice("hear"), one.ask("describe")] for one in samples]
@@ -56,7 +56,7 @@ def test_an_exchange_is_the_patch_that_causal_tracing_makes():
     with torch.no_grad():
         for weight in model.stock.whole.parameters():
             weight += 0.05 * torch.randn_like(weight)
-        both = clips_of([one.clip, one.clip.silenced()], (one.content,) * 2, 3, model.family.mel)
+        both = clips_of([one.clip, one.clip.silenced()], (one.content,) * 2, 3, model.family.reading.mel)
         layout = layout_of(model, 3)
         positions = layout.video[flags_of(3).video_cross]
         rows = pack(model, layout, [[one.ask("hear")]] * 2)
