@@ -114,11 +114,11 @@ def _still(data: Mapping[str, Any], widgets: Mapping[str, Any], shoot: Shoot) ->
         state = widgets[data[_WIDGET]["model_id"]]
         body = f"<div style='width:{WIDTH}px'>{standing_alone(state['spec'], state['view'])}</div>"
         return _pictured(kept, shoot(page("", body), width=WIDTH + 16, select=".avx"))
-    if "CircuitsVis.render" in str(data.get("text/html", "")):
+    if "avlens-view" in str(data.get("text/html", "")):
         return _pictured(
             kept,
             shoot(
-                f"<html><head><meta charset='utf-8'></head><body>{data['text/html']}</body></html>",
+                f"<!doctype html><html><head><meta charset='utf-8'></head><body>{data['text/html']}</body></html>",
                 select=".avlens-view",
             ),
         )

@@ -42,9 +42,22 @@ def pages(folder: Path) -> Iterator[tuple[str, Path]]:
         "report: the clip, and its timeline",
         views.report(folder / "report.html", title="A clip", clip=clip, tokens=clean.tokens, **title),
     )
+    sections = [views.Section("Attention", view=views.attention(cache, layer=0))]
+    yield (
+        "the same with attention, 28 heads",
+        views.report(folder / "more.html", title="A clip", clip=clip, tokens=clean.tokens, sections=sections, **title),
+    )
     figure = views.attention_full(cache, layer=0, head=0)
-    figure.write_html(folder / "full.html", include_plotlyjs=True)
-    yield f"one head in full, {n:,} x {n:,}", folder / "full.html"
+    yield f"one head in full, {n:,} x {n:,}", views.save(figure, folder / "full.html")
+
+
+_WHEN_DRAWN = """done => {
+  const look = () => {
+    const drawing = window.avlens && !("drawn" in document.documentElement.dataset);
+    requestAnimationFrame(drawing ? look : () => setTimeout(() => done(performance.now())));
+  };
+  look();
+}"""
 
 
 def drawn(page: Path) -> tuple[float, float]:
@@ -57,9 +70,7 @@ def drawn(page: Path) -> tuple[float, float]:
         )
         shown = browser.new_page(viewport={"width": 1280, "height": 1000})
         shown.goto(page.as_uri())
-        last = shown.evaluate(
-            "new Promise(done => requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"
-        )
+        last = shown.evaluate(f"new Promise(done => ({_WHEN_DRAWN})(done))")
         first = shown.evaluate(
             "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? performance.now()"
         )

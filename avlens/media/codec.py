@@ -177,8 +177,16 @@ def write_mp4(
     path: Path,
     film: tuple[UInt8[Tensor, "frame 3 height width"], float] | None,
     sound: tuple[Float32[Tensor, " sample"], int] | None,
+    *,
+    rate: int | None = None,
 ) -> None:
     """Write frames with their rate per second, sound with its rate in Hz, or both: a file that browsers play.
+
+    Args:
+        path: Where to.
+        film: Frames, and how many a second.
+        sound: Samples, and how many a second.
+        rate: How many bits a second it may take, a sixth of them for the sound; as many as good pictures need if not given.
 
     Raises:
         MediaError: If the file cannot be written.
@@ -187,12 +195,14 @@ def write_mp4(
         streams: dict[type, Any] = {}
         frames: list[Iterator[Any]] = []
         if film is not None:
-            streams[av.VideoFrame] = _add_video(container, *film)
+            streams[av.VideoFrame] = _add_video(container, *film, rate)
             frames.append(_video_frames(*film))
         if sound is not None:
-            waveform, rate = at_aac_rate(*sound)
-            streams[av.AudioFrame] = container.add_stream("aac", rate=rate, layout="mono")
-            frames.append(audio_frames(waveform, rate, "flt"))
+            waveform, heard_at = at_aac_rate(*sound)
+            streams[av.AudioFrame] = container.add_stream("aac", rate=heard_at, layout="mono")
+            if rate is not None:
+                streams[av.AudioFrame].bit_rate = rate // 6
+            frames.append(audio_frames(waveform, heard_at, "flt"))
         for frame in heapq.merge(*frames, key=lambda frame: frame.pts * frame.time_base):
             container.mux(streams[type(frame)].encode(frame))
         for stream in streams.values():
@@ -247,10 +257,16 @@ def created(path: Path, options: dict[str, str]) -> Iterator[Any]:
         ) from error
 
 
-def _add_video(container: Any, frames: UInt8[Tensor, "frame 3 height width"], fps: float) -> Any:
+def _add_video(
+    container: Any, frames: UInt8[Tensor, "frame 3 height width"], fps: float, rate: int | None = None
+) -> Any:
     codec = next(name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available)
     options = {"crf": "18", "preset": "veryfast", "bf": "0"} if codec == "libx264" else {}
+    if codec == "libx264" and rate is not None:
+        options = {"crf": "26", "preset": "medium", "maxrate": f"{rate * 5 // 6}", "bufsize": f"{rate}"}
     stream = container.add_stream(codec, rate=_as_fraction(fps), options=options)
+    if codec != "libx264" and rate is not None:
+        stream.bit_rate = rate * 5 // 6
     stream.height, stream.width = (side + side % 2 for side in frames.shape[2:])
     stream.pix_fmt = "yuv420p"
     context = stream.codec_context  # the colours of HD video, said explicitly: players guess by size

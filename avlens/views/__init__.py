@@ -45,7 +45,7 @@ from avlens.views.hubs import plot_hubs
 from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.lens import plot_lens
-from avlens.views.page import View
+from avlens.views.page import View, save
 from avlens.views.patch_effects import plot_patching
 from avlens.views.patch_grid import plot_patch_grid
 from avlens.views.patching import PatchGrid
@@ -72,6 +72,7 @@ __all__ = [
     "flow_graph",
     "plot",
     "report",
+    "save",
     "timeline",
 ]
 

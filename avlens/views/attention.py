@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import plotly.graph_objects as go
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ _SLOW, _TOO_MUCH = 60_000, 250_000  # cells
 _AT_ONCE = 8  # heads
 _MOST_NUMBERS = 2_000 * 2_000  # 16 MB
 _DECADES = 4  # probabilities below 1e-4 look alike
+_PARTS = 10**_DECADES
 _SHADES = ["#FFFFFF", "#C6DBEF", "#6BAED6", "#08519C", "#08123F"]
 
 
@@ -92,6 +94,8 @@ def attention_full(
 ) -> go.Figure:
     """One head between all tokens, on a logarithmic colour scale from 1e-4 to 1.
 
+    The figure holds whole ten-thousandths: what is below 1e-4 looks alike, and a figure of 1,500 tokens stays light.
+
     Args:
         cache: Holds `pattern` of the layer, for one prompt.
         layer: The block, 0-based; negative counts from the end where the cache has its model.
@@ -118,8 +122,8 @@ def attention_full(
     fig = figure(f"Attention of L{layer}H{head}", note=joined([shape, origin(cache.made_by, tokens)]), height=820)
     x, y = ([escaped(grouping.named_alone(tokens, position)) for position in part] for part in (columns, rows))
     fig.add_heatmap(
-        z=shown.nan_to_num().numpy(), x=x, y=y, zmin=0, zmax=1, colorscale=_log_scale(), showscale=False,
-        hovertemplate="%{y} reads %{x}<br>%{z:.4f}<extra></extra>",
+        z=(shown.nan_to_num() * _PARTS).round().numpy().astype(np.uint16), x=x, y=y, zmin=0, zmax=_PARTS,
+        colorscale=_log_scale(), showscale=False, hovertemplate="%{y} reads %{x}<br>%{z} / 10,000<extra></extra>",
     )  # fmt: skip
     _add_log_bar(fig)
     ticks = {"type": "category", "nticks": 40, "tickfont": {"size": 9}, "ticks": "", "showgrid": False}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from avlens.errors import ViewError
-from avlens.media import Clip, png_bytes
+from avlens.media import Clip, jpeg_bytes, png_bytes
 from avlens.media.codec import resize
 from avlens.tokens import TokenSet
 
@@ -91,8 +91,10 @@ def thumbnails(frames: UInt8[Tensor, "frame 3 height width"]) -> UInt8[Tensor, "
 
 
 def data_uri(picture: UInt8[Tensor, "height width 3"]) -> str:
-    """A picture that stands in a page."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(picture.contiguous())).decode()
+    """A picture that stands in a page: as PNG or, where that is smaller, as JPEG."""
+    png, jpeg = png_bytes(picture.contiguous()), jpeg_bytes(picture.contiguous())
+    kind, content = ("png", png) if len(png) <= len(jpeg) else ("jpeg", jpeg)
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def on_strip(of: Strip, value: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "row column"]:

@@ -8,21 +8,25 @@ Differs from circuitsvis's own HTML, which loads its script from a CDN whenever 
 google.com on every display, and does not escape tokens: only its packaged script is used here.
 """
 
-import functools
 import html
 import json
-import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
+import plotly.graph_objects as go
 
-from avlens.errors import ViewError
-from avlens.views.style import FONT
+from avlens.views.packing import (
+    drawing_script,
+    figure_fragment,
+    script_fragment,
+    settings,
+    view_fragment,
+    without_nan,
+)
+from avlens.views.style import FONT, NIGHT
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -49,18 +53,11 @@ class View:
     def fragment(self, element_id: str) -> str:
         """HTML for a page that has CircuitsVis's script; the id must be the only one of its name on the page."""
         caption = f"<p class='avlens-caption'>{html.escape(self.caption)}</p>" if self.caption else ""
-        name, heads = json.dumps(element_id), self.props.get("attentionHeadNames", ())
+        heads = self.props.get("attentionHeadNames", ())
         paged = self.component == "AttentionHeads" and len(heads) > self.at_once
-        drawn = (
-            f"({_PAGED})({name}, {script_json(self.props)}, {self.at_once})"
-            if paged
-            else f"CircuitsVis.render({name}, CircuitsVis.{self.component}, {script_json(self.props)})"
-        )
         menu = _menu(element_id, heads, self.at_once) if paged else ""
-        return (
-            f"<div class='avlens-view'><style>{_VIEW_CSS}</style>{caption}{menu}<div id={name}></div>"
-            f"<script>{drawn}</script></div>"
-        )
+        drawn = view_fragment(element_id, self.component, self.props, self.at_once if paged else 0)
+        return f"<div class='avlens-view'><style>{_VIEW_CSS}</style>{caption}{menu}{drawn}</div>"
 
     def save(self, path: str | Path) -> Path:
         """Write the view as a page of its own; returns the path."""
@@ -69,11 +66,24 @@ class View:
         return path
 
     def _repr_html_(self) -> str:
-        load = f"<script>if (!window.CircuitsVis) {{{circuitsvis_js()}\nwindow.CircuitsVis = CircuitsVis;}}</script>"
-        return load + self.fragment(f"avlens-{uuid.uuid4().hex[:12]}")
+        element_id = f"avlens-{uuid.uuid4().hex[:12]}"
+        return (
+            f"<div id='{element_id}-output'>{self.fragment(element_id)}{script_fragment('CircuitsVis')}</div>"
+            f"<script>{drawing_script()}avlens.draw(document.getElementById('{element_id}-output'));</script>"
+        )
 
     def __repr__(self) -> str:
         return f"View({self.caption or self.component})"
+
+
+def save(figure: go.Figure, path: str | Path) -> Path:
+    """Write a figure as a page of its own, a third of what plotly's `write_html` writes; returns the path.
+
+    The page follows the reader's theme, and loads nothing.
+    """
+    title, path = str(figure.layout.title.text or "Figure").replace("<br>", " "), Path(path)
+    path.write_text(page(html.unescape(title), figure_fragment(figure, "figure"), plotly=True), encoding="utf-8")
+    return path
 
 
 def page(title: str, body: str, *, style: str = "", views: bool = False, plotly: bool = False) -> str:
@@ -82,43 +92,29 @@ def page(title: str, body: str, *, style: str = "", views: bool = False, plotly:
     Args:
         title: Plain text.
         body: HTML.
-        style: CSS.
+        style: CSS; it may use `--ink`, `--soft`, `--line`, `--ground` and `--panel`, the colours of the theme.
         views: Whether the body holds fragments of `View`s.
-        plotly: Whether it holds plotly figures.
+        plotly: Whether it holds fragments of plotly figures.
     """
-    scripts = ([circuitsvis_js()] if views else []) + ([get_plotlyjs()] if plotly else [])
+    scripts = [*(["Plotly"] if plotly else []), *(["CircuitsVis"] if views else [])]
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>body {{ font-family: {FONT}; }}\n{style}</style>"
-        + "".join(f"<script>{script}</script>\n" for script in scripts)
-        + f"</head><body>\n{body}\n</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{_PAGE_CSS}\n{style}</style>"
+        + (f"<script>{drawing_script()}</script>" if scripts else "")
+        + f"</head><body>\n{body}\n{f'{_THEME}{settings()}' if plotly else ''}{''.join(map(script_fragment, scripts))}"
+        + ("<script>avlens.page();</script>" if scripts else "")
+        + "</body></html>\n"
     )
 
 
 def script_json(value: Any) -> str:
     """JSON that can stand in a script: no `<`, no `&`, no line separators, and null for numbers that are none."""
-    written = json.dumps(_without_nan(value), allow_nan=False, separators=(",", ":"))
+    written = json.dumps(without_nan(value), allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         written = written.replace(character, f"\\u{ord(character):04x}")
     return written
-
-
-@functools.cache
-def circuitsvis_js() -> str:
-    """The script that circuitsvis ships.
-
-    Raises:
-        ViewError: If the installed circuitsvis has none.
-    """
-    packaged = files("circuitsvis") / "dist" / "cdn" / "iife.js"
-    if not packaged.is_file():
-        raise ViewError(
-            f"{packaged} is not there, so that attention cannot be drawn offline. Install circuitsvis>=1.43,<2."
-        )
-    script = packaged.read_text(encoding="utf-8").replace("//# sourceMappingURL=iife.js.map", "")
-    return script.replace("</script", "<\\/script")
 
 
 def _menu(element_id: str, heads: Sequence[str], at_once: int) -> str:
@@ -134,32 +130,25 @@ def _menu(element_id: str, heads: Sequence[str], at_once: int) -> str:
     )
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): _without_nan(one) for name, one in value.items()}
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return [_without_nan(one) for one in value]
-    return value
-
-
-_PAGED = """(id, props, n) => {
-  const menu = document.getElementById(id + "-heads"), box = document.getElementById(id);
-  const draw = first => {
-    const part = list => list.slice(first, first + n), drawn = document.createElement("div");
-    drawn.id = `${id}-${first}`;
-    box.replaceChildren(drawn);
-    CircuitsVis.render(drawn.id, CircuitsVis.AttentionHeads,
-      {...props, attention: part(props.attention), attentionHeadNames: part(props.attentionHeadNames)});
-  };
-  menu.addEventListener("change", () => draw(Number(menu.value)));
-  draw(0);
-}"""
+_LIGHT = "--ink: #1a1a1a; --soft: #5c5c5c; --line: #e3e3e3; --ground: #fff; --panel: #f6f7f9;"
+_DARK = f"--ink: #f2f2f2; --soft: #a3a3a3; --line: #353b45; --ground: {NIGHT}; --panel: #1e2229;"
+_PAGE_CSS = f"""
+:root {{ color-scheme: light; {_LIGHT} }} :root[data-theme=dark] {{ color-scheme: dark; {_DARK} }}
+@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ color-scheme: dark; {_DARK} }} }}
+body {{ font-family: {FONT}; background: var(--ground); color: var(--ink); }}
+#avlens-theme {{
+  position: absolute; top: 12px; right: 16px; font: 16px/1 sans-serif; color: var(--soft); background: none; border: 0;
+  cursor: pointer;
+}}
+"""
+_THEME = "<button id='avlens-theme' title='Light or dark' aria-label='Light or dark'>◐</button>"
 
 # CircuitsVis leaves its headings to the page; a head's name would cover its thumbnail.
 _VIEW_CSS = """
-.avlens-view { font-family: system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; max-width: 1000px; }
+.avlens-view {
+  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; max-width: 1000px; border-radius: 6px;
+  color: #1a1a1a; background: #fff; color-scheme: light;
+}
 .avlens-view h2 { font-size: 15px; border: 0; } .avlens-view h3 { font-size: 14px; font-weight: 600; }
 .avlens-view h4 { font-size: 10px; line-height: 1.1; font-weight: 600; }
 .avlens-caption { font-size: 13px; color: #555; margin: 4px 15px 12px; }

@@ -1,11 +1,10 @@
 """How does a page play a clip from the token that a reader clicks on?
 
-The clip stands in the page as base64 and is played from memory. What plays is what the model was given: the clip's own
+The clip stands in the page and is played from memory. What plays is what the model was given: the clip's own
 file only if it still holds these frames and this sound. A silenced, cut or noised clip remembers the file it came
-from, but is written anew.
+from, but is written anew. What is too heavy for a page is made lighter (see `avlens.media.preview`).
 """
 
-import base64
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from torch import Tensor
 from avlens.errors import MediaError, ViewError
 from avlens.media import Clip
 from avlens.media.codec import resize
+from avlens.media.preview import is_light, write_preview
+from avlens.views.packing import packed
 
 _MOST_BYTES = 100 * 2**20
 _COARSE, _APART = 16, 16  # cells per side and levels of 255: what scaling twice may change
@@ -37,34 +38,35 @@ class Recording:
 
 
 def recording(clip: Clip) -> Recording:
-    """The clip's own file where a browser plays it and it holds what the clip holds; else its frames and samples, as mp4.
+    """The clip's own file where it holds what the clip holds, else its frames and samples as mp4; in both cases light.
 
     Raises:
         ViewError: If it is too big for a page.
         MediaError: If it cannot be written.
     """
-    medium = "video" if clip.has_video else "audio"
-    path = clip.source
-    if path is not None and path.suffix.lower() in _TYPES and _is_small(path) and _holds(path, clip):
-        return Recording(path.read_bytes(), f"{medium}/{_TYPES[path.suffix.lower()]}")
+    medium, path = "video" if clip.has_video else "audio", clip.source
     with tempfile.TemporaryDirectory() as folder:
-        written = clip.to_file(Path(folder) / "clip.mp4")
-        if not _is_small(written):
+        if path is None or not path.is_file() or not _holds(path, clip):
+            path = clip.to_file(Path(folder) / "clip.mp4")
+        if not is_light(path, clip.seconds):
+            light = Path(folder) / "light.mp4"
+            write_preview(light, path)
+            path = light
+        if path.stat().st_size > _MOST_BYTES:
             raise ViewError(
-                f"{clip!r} takes {written.stat().st_size / 2**20:.0f} MiB as a file; a page holds {_MOST_BYTES / 2**20:.0f}. "
+                f"{clip!r} takes {path.stat().st_size / 2**20:.0f} MiB as a file; a page holds {_MOST_BYTES / 2**20:.0f}. "
                 "Pass a part, such as clip.cut(0, 60), prepared anew."
             )
-        return Recording(written.read_bytes(), f"{medium}/mp4")
+        return Recording(path.read_bytes(), f"{medium}/{_TYPES[path.suffix.lower()]}")
 
 
 def player(played: Recording) -> str:
     """HTML of the player."""
     tag = played.kind.split("/")[0]
-    data = base64.b64encode(played.content).decode()
     return (
         f"<{tag} id='avlens-player' controls preload='auto'></{tag}>"
         "<p id='avlens-problem' hidden>This browser cannot play the clip's format.</p>"
-        f"<script type='text/plain' id='avlens-media' data-kind='{played.kind}'>{data}</script>"
+        f"<script type='text/plain' id='avlens-media' data-kind='{played.kind}'>{packed(played.content)}</script>"
     )
 
 
@@ -74,10 +76,6 @@ def synced(plot: str, plot_id: str) -> str:
         f"<div id='avlens-synced'>{plot}<div id='avlens-cursor' hidden></div></div>"
         f"<script>{_SCRIPT.replace('PLOT_ID', plot_id)}</script>"
     )
-
-
-def _is_small(path: Path) -> bool:
-    return path.is_file() and path.stat().st_size <= _MOST_BYTES
 
 
 def _holds(path: Path, clip: Clip) -> bool:
@@ -115,12 +113,12 @@ _SCRIPT = """
   const player = document.getElementById("avlens-player"), plot = document.getElementById("PLOT_ID");
   const cursor = document.getElementById("avlens-cursor"), box = document.getElementById("avlens-synced");
   const media = document.getElementById("avlens-media");
-  const bytes = Uint8Array.from(atob(media.textContent), c => c.charCodeAt(0));
+  const bytes = avlens.unpacked(media.textContent);
   player.addEventListener("error", () => { document.getElementById("avlens-problem").hidden = false; });
   player.src = URL.createObjectURL(new Blob([bytes], {type: media.dataset.kind}));
   const place = () => {
     const areas = [...plot.querySelectorAll(".nsewdrag")].map(area => area.getBoundingClientRect());
-    const range = plot.layout.xaxis.range, outer = box.getBoundingClientRect();
+    const range = plot.layout?.xaxis.range ?? [0, 1], outer = box.getBoundingClientRect();
     const share = (player.currentTime - range[0]) / (range[1] - range[0]);
     cursor.hidden = !areas.length || share < 0 || share > 1;
     if (cursor.hidden) return;
@@ -133,11 +131,14 @@ _SCRIPT = """
   player.addEventListener("play", follow);
   for (const event of ["timeupdate", "seeked"]) player.addEventListener(event, place);
   addEventListener("resize", () => setTimeout(place, 300));
-  plot.on("plotly_afterplot", place);
-  plot.on("plotly_click", event => {
-    const point = event.points[0], told = point.customdata;
-    player.currentTime = Math.max(0, Array.isArray(told) ? told[told.length - 1] : point.x);
-    player.play().catch(() => {});
+  plot.addEventListener("avlens-drawn", () => {
+    place();
+    plot.on("plotly_afterplot", place);
+    plot.on("plotly_click", event => {
+      const point = event.points[0], told = point.customdata;
+      player.currentTime = Math.max(0, Array.isArray(told) ? told[told.length - 1] : point.x);
+      player.play().catch(() => {});
+    });
   });
 })();
 """

@@ -18,9 +18,10 @@ from avlens.media import Clip
 from avlens.tokens import Modality, TokenMap, TokenSet
 from avlens.version import __version__
 from avlens.views.frames import smallest_every
+from avlens.views.packing import figure_fragment
 from avlens.views.page import View, page
 from avlens.views.player import player, recording, synced
-from avlens.views.style import COLOURS, CONFIG, counted, question_of
+from avlens.views.style import COLOURS, counted, question_of
 from avlens.views.timeline import timeline
 
 _MOST_ROWS = 100
@@ -82,7 +83,7 @@ def report(
     body = [
         f"<div id='avlens-first'><header><h1 class='avlens-title'>{html.escape(title)}</h1></header>",
         f"<div class='avlens-top'><div>{player(recording(clip))}</div>{_facts(clip, tokens)}</div>",
-        f"{synced(_plot(drawn, 'avlens-timeline'), 'avlens-timeline')}</div>",
+        f"{synced(figure_fragment(drawn, 'avlens-timeline'), 'avlens-timeline')}</div>",
         *(_section(section, i) for i, section in enumerate(sections)),
         f"<footer>avlens {__version__}</footer>",
     ]
@@ -114,17 +115,12 @@ def _section(section: Section, number: int) -> str:
     ]
     if section.generated is not None:
         parts.append(f"<blockquote>{html.escape(section.generated)}</blockquote>")
-    parts += [_plot(figure, f"figure-{number}-{i}") for i, figure in enumerate(section.figures)]
+    parts += [figure_fragment(figure, f"figure-{number}-{i}") for i, figure in enumerate(section.figures)]
     if section.view is not None:
         parts.append(section.view.fragment(f"view-{number}"))
     if section.table is not None:
         parts.append(_table(section.table))
     return f"<section>{''.join(parts)}</section>"
-
-
-def _plot(figure: go.Figure, element_id: str) -> str:
-    plotted: str = figure.to_html(full_html=False, include_plotlyjs=False, config=dict(CONFIG), div_id=element_id)
-    return plotted
 
 
 def _table(table: pd.DataFrame) -> str:
@@ -147,27 +143,29 @@ def _table(table: pd.DataFrame) -> str:
 
 
 _STYLE = """
-body { margin: 0; background: #fff; color: #1a1a1a; line-height: 1.55; font-size: 16px; }
+body { margin: 0; line-height: 1.55; font-size: 16px; }
 main { max-width: 1232px; margin: 0 auto; padding: 24px; }
 .avlens-title { font-size: 28px; line-height: 1.25; margin: 8px 0 20px; font-weight: 650; }
-.avlens-heading { font-size: 20px; margin: 48px 0 8px; padding-top: 20px; border-top: 1px solid #e3e3e3; font-weight: 600; }
+.avlens-heading { font-size: 20px; margin: 48px 0 8px; padding-top: 20px; border-top: 1px solid var(--line); font-weight: 600; }
 section > p { max-width: 46em; }
 .avlens-top { display: flex; flex-wrap: wrap; gap: 28px; align-items: flex-start; margin-bottom: 12px; }
 #avlens-player { display: block; background: #000; border-radius: 6px; }
 video#avlens-player { width: 440px; max-width: 100%; max-height: 330px; }
 audio#avlens-player { width: 440px; max-width: 100%; background: none; }
-.avlens-facts { flex: 1; min-width: 260px; font-size: 14px; color: #444; }
+.avlens-facts { flex: 1; min-width: 260px; font-size: 14px; color: var(--soft); }
 .avlens-facts ul { list-style: none; padding: 0; margin: 8px 0; }
 .avlens-facts li span { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 8px; }
-.avlens-question { font-size: 18px; color: #1a1a1a; margin: 0 0 4px; }
-.avlens-hint, footer { font-size: 13px; color: #666; }
+.avlens-question { font-size: 18px; color: var(--ink); margin: 0 0 4px; }
+.avlens-hint, footer { font-size: 13px; color: var(--soft); }
 #avlens-synced { position: relative; }
 #avlens-cursor { position: absolute; width: 2px; margin-left: -1px; background: #00c853; pointer-events: none; }
-blockquote { margin: 12px 0; padding: 12px 18px; background: #f6f7f9; border-left: 4px solid #009e73; white-space: pre-wrap; }
+blockquote {
+  margin: 12px 0; padding: 12px 18px; background: var(--panel); border-left: 4px solid #009e73; white-space: pre-wrap;
+}
 .avlens-wide { overflow-x: auto; }
 .avlens-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-.avlens-table th, .avlens-table td { padding: 4px 14px 4px 0; border-bottom: 1px solid #ececec; text-align: right; }
+.avlens-table th, .avlens-table td { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); text-align: right; }
 .avlens-table th { font-weight: 600; }
 .avlens-table tbody th { font-weight: 500; } .avlens-table :is(th, td):first-child { text-align: left; }
-footer { margin-top: 56px; padding-top: 12px; border-top: 1px solid #e3e3e3; }
+footer { margin-top: 56px; padding-top: 12px; border-top: 1px solid var(--line); }
 """

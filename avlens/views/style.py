@@ -85,24 +85,27 @@ def figure(title: str, *, note: str = "", height: int = 420, width: int | None =
 def dark(fig: go.Figure) -> go.Figure:
     """The same figure for a dark page: greys are exchanged, and colours too dark to be seen there are lighter."""
     turned = go.Figure(_in_the_dark(fig.to_dict()))
-    unknown = turned.layout.plot_bgcolor or _NIGHT
-    return turned.update_layout(template="plotly_dark", paper_bgcolor=_NIGHT, plot_bgcolor=unknown)
+    unknown = turned.layout.plot_bgcolor or NIGHT
+    return turned.update_layout(template="plotly_dark", paper_bgcolor=NIGHT, plot_bgcolor=unknown)
 
 
-_NIGHT = "#14171C"
-_DARK: Mapping[str, str] = MappingProxyType(
+NIGHT = "#14171C"
+"""The ground of dark pages."""
+
+DARK: Mapping[str, str] = MappingProxyType(
     {
         "#1A1A1A": "#F2F2F2", "#333333": "#DADADA", "#555555": "#BDBDBD", "#666666": "#A3A3A3", "#888888": "#8A8A8A",
         "#999999": "#8A8A8A", "#BBBBBB": "#555B66", "#CCCCCC": "#4A4F59", "#DDDDDD": "#3A3F48", "#F7F7F7": "#22262E",
         "#000000": "#FFFFFF", CLEAN: "#9C8CFF", "#117733": "#4FB36E", "#882255": "#D0649A", "#0072B2": "#3D9BD6",
-        "#2166AC": "#5B9BD9", "#B2182B": "#E05A67",
+        "#2166AC": "#5B9BD9", "#B2182B": "#E05A67", "rgba(255,255,255,0.85)": "rgba(20,23,28,0.85)",
     }
 )  # fmt: skip
+"""What becomes of colours of figures on dark pages."""
 
 
 def _in_the_dark(value: Any) -> Any:
     if isinstance(value, str):
-        return _DARK.get(value.upper(), value) if value.startswith("#") else value
+        return DARK.get(value) or DARK.get(value.upper(), value)
     if isinstance(value, Mapping):
         return {name: _in_the_dark(one) for name, one in value.items() if name != "template"}
     if isinstance(value, list | tuple):

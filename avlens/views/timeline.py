@@ -193,7 +193,10 @@ def _draw_audio(fig: go.Figure, axis: str, told: Scene, *, bar: bool) -> None:
         scale = DIVERGING if told.is_signed else SEQUENTIAL
         marker |= {"color": heights, "colorscale": scale, "cmin": told.lowest, "cmax": told.limit}
         marker |= {"showscale": bar, "colorbar": _bar(told)}
-    fig.add_bar(x=middles, y=heights, width=widths, marker=marker, yaxis=axis, hoverinfo="skip", showlegend=False)
+    fig.add_bar(
+        x=middles, y=heights, width=widths, marker=marker, yaxis=axis, hoverinfo="skip", showlegend=False,
+        textposition="none",
+    )  # fmt: skip
     low, high = min(0.0, float(heights.min())), max(0.0, float(heights.max()))
     room = 0.08 * ((high - low) or 1.0)
     # A bar of height 0 cannot be pointed at: what is pointed at is a layer over the whole row that nobody sees.

@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 import re
@@ -5,8 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import plotly.graph_objects as go
+from hypothesis import given
+from hypothesis import strategies as st
 
-from avlens.views.page import View, circuitsvis_js, page, script_json
+from avlens.views import plot, save
+from avlens.views.packing import circuitsvis_js, figure_fragment, packed
+from avlens.views.page import View, page, script_json
+from tests.views.reading import held, unpacked
 
 HOSTILE = "</script><b>&\u2028\u2029<!--"
 
@@ -27,25 +34,54 @@ def test_captions_are_plain_text():
     assert html.count("</script>") == 1 and "<b>" not in html
 
 
-def test_the_packaged_script_can_stand_in_a_page():
-    assert "</script" not in circuitsvis_js() and "AttentionHeads" in circuitsvis_js()
+@given(st.binary(max_size=200))
+def test_bytes_come_back_from_characters_that_need_no_escape(content):
+    written = packed(content)
+    assert unpacked(written) == content
+    assert json.dumps(written) == f'"{written}"' and "<" not in written
+
+
+def test_text_is_packed_smaller_and_always_alike():
+    assert packed("é" * 5000) == packed("é" * 5000) and len(packed("é" * 5000)) < 100
+    assert gzip.decompress(unpacked(packed(HOSTILE))).decode() == HOSTILE
+
+
+def test_integers_of_a_figure_compress_as_numbers():
+    z = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    data = held(figure_fragment(go.Figure(go.Heatmap(z=z, x=np.array([0.5, 1.5, 2.5]))), "f"), "data-figure")["data"][0]
+    assert data["z"] == z.tolist() and data["x"]["dtype"] == "f8"
+
+
+def test_a_figure_is_saved_as_a_page_of_half_of_what_plotly_writes(run, tmp_path):
+    fig = plot(run.sinks)
+    html = save(fig, tmp_path / "sinks.html").read_text("utf-8")
+    assert len(html) < 2_000_000 and "default-src 'none'" in html
+    kept = held(html, "data-figure")
+    assert kept["layout"]["title"]["text"] == fig.layout.title.text and "template" not in kept["layout"]
+    assert [one["type"] for one in kept["data"]] == [one.type for one in fig.data]
+    own = go.Figure(fig).update_layout(template="ggplot2")
+    assert "template" in held(save(own, tmp_path / "own.html").read_text("utf-8"), "data-figure")["layout"]
+
+
+def test_the_packaged_script_is_there():
+    assert "AttentionHeads" in circuitsvis_js()
 
 
 def test_a_page_may_load_nothing():
     html = page(HOSTILE, "<p>hi</p>", views=True)
     assert "default-src 'none'" in html and "<title>&lt;/script&gt;" in html
-    assert html.count("var CircuitsVis=") == 1
+    assert html.count("data-script='CircuitsVis'") == 1 and "data-script='Plotly'" not in html
 
 
 def test_a_notebook_gets_a_whole_view_twice_without_a_clash():
     view = View("AttentionHeads", {"tokens": ["a"]})
     first, second = view._repr_html_(), view._repr_html_()
-    assert "var CircuitsVis=" in first and first != second
+    assert "data-script='CircuitsVis'" in first and first != second and len(first) < 500_000
 
 
 def test_a_saved_view_is_a_page(tmp_path):
     path = View("AttentionHeads", {"tokens": ["a"]}, "what").save(tmp_path / "view.html")
-    assert path.read_text(encoding="utf-8").count("CircuitsVis.render(") == 1
+    assert path.read_text(encoding="utf-8").count("data-view='view'") == 1
 
 
 def test_importing_views_sets_no_renderer():

@@ -151,6 +151,8 @@ def test_a_picture_is_that_of_its_second_and_small(run):
     assert shown == [data_uri(picture) for picture in thumbnails(frames[::2])]
     assert thumbnails(frames).shape == (8, 36, 160, 3)
     assert base64.b64decode(shown[0].split(",")[1]).startswith(b"\x89PNG")
+    photograph = data_uri(torch.randint(0, 256, (90, 160, 3), dtype=torch.uint8))
+    assert base64.b64decode(photograph.split(",")[1]).startswith(b"\xff\xd8") and len(photograph) < 40_000
 
 
 def test_tokens_of_frames_that_are_no_longer_there_are_drawn_without(run):
