@@ -14,7 +14,8 @@ def _enter(namespace):
 
     namespace["_home"], namespace["_folder"] = Path.cwd(), tempfile.TemporaryDirectory()
     os.chdir(namespace["_folder"].name)
-    synthetic_clips(1, seed=0, seconds=4.0, blank=0, silent=0, fps=10.0, size=168)[0].clip.to_file("dog.mp4")
+    drawn = synthetic_clips(1, seed=4, seconds=4.0, fps=10.0, size=168, blank=0, silent=0, matching=0)[0]
+    drawn.clip.to_file("dog.mp4")
 
 
 def _leave(namespace):

@@ -6,9 +6,11 @@ import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import latex2mathml.converter
+from docutils import nodes
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -35,6 +37,9 @@ myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 
+add_module_names = False
+toc_object_entries_show_parents = "hide"
+python_maximum_signature_line_length = 90
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
@@ -69,13 +74,20 @@ def _without_markup(line: str) -> str:
     return re.sub(r"([*|\\`])|(?<=\w)_(?=\W|$)", lambda m: "\\" + m[0], line)
 
 
+def module_as_rst(text: str) -> str:
+    """A module's docstring: prose flows, and what is laid out by hand (formulas, lists, tables) stays as it is."""
+    made = []
+    for block in re.split(r"\n[ ]*\n", text.strip()):
+        laid_out = any(line[:1] in " 123456789" for line in block.split("\n"))
+        if laid_out and made and made[-1].startswith(".. code-block"):
+            made[-1] += "\n\n" + indent(block, "    ")
+        else:
+            made.append(f".. code-block:: text\n\n{indent(block, '    ')}" if laid_out else as_rst(block))
+    return "\n\n".join(made)
+
+
 def _process(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Docstrings of modules keep their layout, which formulas and tables need; others become text."""
-    if what == "module" and lines:
-        rest = [f"    {line}" for line in lines[1:]]
-        lines[:] = [*as_rst(lines[0]).split("\n"), "", ".. code-block:: text", "", *rest, ""]
-    else:
-        lines[:] = as_rst("\n".join(lines)).split("\n")
+    lines[:] = (module_as_rst if what == "module" else as_rst)("\n".join(lines)).split("\n") + [""]
 
 
 def _not_ours(_app: Any, _what: str, _name: str, obj: Any, skip: bool, _options: Any) -> bool | None:
@@ -86,14 +98,48 @@ def _not_ours(_app: Any, _what: str, _name: str, obj: Any, skip: bool, _options:
     )
 
 
-def _to_site(_app: Any, page: str, source: list[str]) -> None:
-    """Notebooks stand among the pages, not beside them as on GitHub; pages that the index does not name are about papers."""
-    if page == "index":
-        unnamed = sorted(
-            path.stem for path in HERE.glob("*.md") if f"\n{path.stem}\n" not in source[0] and path.stem != "index"
-        )
-        source[0] = source[0].replace("\ncross_modal_hubs\n", "\n".join(["", "cross_modal_hubs", *unnamed, ""]))
+def _to_site(_app: Any, _page: str, source: list[str]) -> None:
+    """Notebooks stand among the pages, not beside them as on GitHub, and pages to click on are shown where they are built."""
     source[0] = re.sub(r"\]\(\.\./((?:\.\./)*examples/\w+\.ipynb)\)", r"](\1)", source[0])
+    source[0] = re.sub(r"<!-- live(\w*): (.*?) -->", _live, source[0])
+
+
+def _live(found: re.Match[str]) -> str:
+    """`<!-- live: text with [a link](live/page.html) -->`, or `<!-- liveframe: live/page.html 500 -->` of so many pixels."""
+    if not html_extra_path:
+        return ""
+    if found[1] == "frame":
+        page, height = found[2].split()
+        title = Path(page).stem
+        return f'<iframe class="live" src="{page}" style="height:{height}px" title="{title}" loading="lazy"></iframe>'
+    return re.sub(r"\[([^]]*)\]\(([^)]*)\)", r'<a href="\2">\1</a>', found[2])
+
+
+def _link_names(app: Any, tree: Any, page: str) -> None:
+    """Names of avlens in code type lead to the reference."""
+    known = app.env.domains["py"].objects
+    short: dict[str, str | None] = {}
+    for name, found in known.items():
+        if found.objtype in ("function", "class", "exception"):
+            last = name.rsplit(".", 1)[-1]
+            short[last] = None if last in short else name
+    for literal in list(tree.findall(nodes.literal)):
+        said = literal.astext().removeprefix("views.").removesuffix("()")
+        telling = "_" in said or said != said.lower() or said in avlens.__all__ or literal.astext().startswith("views.")
+        name = said if said in known and said.startswith("avlens") else short.get(said) if telling else None
+        if name is None or isinstance(literal.parent, nodes.reference | nodes.title):
+            continue
+        uri = app.builder.get_relative_uri(page, known[name].docname) + f"#{known[name].node_id}"
+        link = nodes.reference("", "", internal=True, refuri=uri, reftitle=name)
+        literal.replace_self(link)
+        link += literal
+
+
+def _name_attributes(_app: Any, tree: Any, _page: str) -> None:
+    """A dataclass has attributes; napoleon calls them variables."""
+    for name in tree.findall(nodes.field_name):
+        if name.astext() == "Variables":
+            name[:] = [nodes.Text("Attributes")]
 
 
 def write_notebooks() -> None:
@@ -122,18 +168,12 @@ def write_reference() -> None:
 
 def _visit_math(self: Any, node: Any) -> None:
     self.body.append(latex2mathml.converter.convert(node.astext(), display="inline"))
-    raise _skip()
+    raise nodes.SkipNode
 
 
 def _visit_block(self: Any, node: Any) -> None:
     self.body.append(f"<div class='math'>{latex2mathml.converter.convert(node.astext(), display='block')}</div>")
-    raise _skip()
-
-
-def _skip() -> Exception:
-    from docutils.nodes import SkipNode
-
-    return SkipNode()
+    raise nodes.SkipNode
 
 
 def setup(app: Any) -> None:
@@ -142,6 +182,8 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", _process, priority=400)
     app.connect("autodoc-skip-member", _not_ours)
     app.connect("source-read", _to_site)
+    app.connect("doctree-resolved", _link_names)
+    app.connect("doctree-resolved", _name_attributes)
 
 
 write_notebooks()

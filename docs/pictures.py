@@ -11,17 +11,23 @@ import plotly.graph_objects as go
 
 from avlens import HookedAVModel, views
 from avlens.analyses.attention_mass import attention_by_group
+from avlens.analyses.attribution import direct_logit_attribution
+from avlens.analyses.attribution_patching import attribution_patching, exact_patching
 from avlens.analyses.controls import matched_draws
 from avlens.analyses.discarding import compare_discarding, leaving, leaving_at_random
 from avlens.analyses.dominance import head_dominance
 from avlens.analyses.dynamics import attention_dynamics
-from avlens.analyses.flow import Controls, information_flow
+from avlens.analyses.flow import Controls, flow_by_head, information_flow
 from avlens.analyses.logit_lens import latent_understanding, logit_lens
+from avlens.analyses.paths import open_paths, path_patching
+from avlens.analyses.probes import linear_probes, probe_features
 from avlens.analyses.shift import token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
+from avlens.analyses.transport import transport
 from avlens.datasets.synthetic import synthetic_clips
 from avlens.demo import run_demo
+from avlens.groups import token_groups
 from avlens.hubs import find_hubs
 from avlens.media import Clip
 from avlens.tables import trace_table
@@ -94,6 +100,10 @@ class World:
         prompts = [self.model.prepare(one.clip, SOUND) for one in self.samples[:8]]
         edges = ["audio -> last", "video -> last", "question -> last", "audio -> question"]
         return information_flow(self.model, prompts, edges, window=2, controls=Controls(2, "same_queries"))
+
+    @cached_property
+    def groups(self) -> Any:
+        return {name: tokens for name, tokens in token_groups(self.inputs.tokens).items() if name != "generated"}
 
     @cached_property
     def explorer(self) -> Any:
@@ -207,6 +217,62 @@ def discarding(w: World) -> go.Figure:
     return views.plot(compare_discarding(w.model, prompts, plans))
 
 
+def attribution(w: World) -> go.Figure:
+    return views.plot(direct_logit_attribution(w.model, w.inputs, against=w.trace.answers[1].strip()))
+
+
+def patching(w: World) -> go.Figure:
+    return views.plot(exact_patching(w.model, w.inputs, w.silent, w.groups))
+
+
+def patching_heads(w: World) -> go.Figure:
+    return views.plot(attribution_patching(w.model, w.inputs, w.silent, w.groups, site="z", steps=4))
+
+
+def compare(w: World) -> go.Figure:
+    runs = (w.model, w.inputs, w.silent, w.groups)
+    return views.compare(attribution_patching(*runs), exact_patching(*runs))
+
+
+def paths(w: World) -> go.Figure:
+    chains = [["audio", "last"], ["audio", "question", "last"], ["audio", "video", "last"]]
+    return views.plot(open_paths(w.model, w.inputs, w.silent, chains))
+
+
+def paths_layers(w: World) -> go.Figure:
+    edges = ["audio -> last", "audio -> question", "audio -> video", "video -> last"]
+    return views.plot(path_patching(w.model, w.inputs, w.silent, edges, window=2))
+
+
+def transport_(w: World) -> go.Figure:
+    return views.plot(transport(w.model, w.inputs, w.silent))
+
+
+def probes(w: World) -> go.Figure:
+    samples = synthetic_clips(48, seed=11, blank=0, silent=0, matching=0)
+    features = probe_features(w.model, [w.model.prepare(one.clip, DESCRIBE) for one in samples])
+    return views.plot(linear_probes(features, [one.content.sound for one in samples], folds=4))
+
+
+def controls(w: World) -> go.Figure:
+    tokens, hubs, sinks = w.inputs.tokens, w.found.hubs.cross, w.found.sinks.tokens
+    sets = {"cross-modal sinks": hubs}
+    for match in ("count", "chunk", "later_queries"):
+        for i, draw in enumerate(matched_draws(hubs, match, n=2, within=tokens.media - sinks)):
+            sets[f"{match} {i}"] = draw
+    return views.plot(causal_trace(w.model, w.inputs, w.silent, sets))
+
+
+def flow_graph(w: World) -> go.Figure:
+    return views.flow_graph(w.flow)
+
+
+def head_flow(w: World) -> go.Figure:
+    return views.plot(
+        flow_by_head(w.model, [w.model.prepare(one.clip, SOUND) for one in w.samples[:8]], "video -> last")
+    )
+
+
 # Pages, as a browser draws them.
 
 
@@ -269,6 +335,7 @@ def report(w: World) -> SimpleNamespace:
 FIGURES: Sequence[Callable[[World], go.Figure]] = (
     timeline, timeline_dark, timeline_part, attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
+    attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
 )  # fmt: skip
 PAGES: Sequence[Callable[[World], SimpleNamespace]] = (
     shown, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark, report,

@@ -56,6 +56,19 @@ def test_the_reference_and_formulas_are_drawn(site):
     assert "<math" in (site / "methods" / "sinks.html").read_text("utf-8")
 
 
+def test_every_method_is_on_a_page_of_its_own_that_the_index_names():
+    """Nothing can be asked, edited, decoded or scored that is not explained."""
+    pages = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / "methods").glob("*.md")}
+    explained = {name for text in pages.values() for name in re.findall(r"`(avlens(?:\.\w+)+)`", text)}
+    parts = ("analyses", "interventions", "decoding", "metrics")
+    helpers = {"avlens.decoding.last_row", "avlens.decoding.plausible"}
+    modules = {f"avlens.{part}.{path.stem}" for part in parts for path in (ROOT / "avlens" / part).glob("[!_]*.py")}
+    assert len(modules) > 30 and modules - helpers - explained == set()
+    for by in ("index.md", "methods.md"):
+        named = re.findall(r"methods/(\w+)", (ROOT / "docs" / by).read_text("utf-8"))
+        assert sorted(set(pages) - set(named)) == [], by
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "methods").glob("*.md")), ids=lambda path: path.stem)
 def test_a_method_has_formula_source_use_and_how_it_is_read_and_misread(page):
     text = page.read_text("utf-8")

@@ -1,8 +1,10 @@
 """How will a sweep be run: what is shared, what is computed for each edit, and what must be run in full, and why?
 
-print(plan_sweep(model, inputs, edits, logits_at=inputs.tokens.last))
-16 edits of 1024 positions and 12 layers, at 6.2 of the 17.0 runs they would take in full
-  ...
+A plan says it before anything runs:
+
+    print(plan_sweep(model, inputs, edits, logits_at=inputs.tokens.last))
+    16 edits of 1024 positions and 12 layers, at 6.2 of the 17.0 runs they would take in full
+      ...
 """
 
 import hashlib
