@@ -85,9 +85,18 @@ class Choice(StrEnum):
 
     SELECTION = "selection"
     TRACING = "tracing"
+    LAYERS = "layers"
+    SINKS = "sinks"
+    DECODING = "decoding"
+    DYNAMICS = "dynamics"
+    FIDELITY = "fidelity"
     LENS = "lens"
+    PROBES = "probes"
+    ATTENTION = "attention"
     SHIFT = "shift"
     FLOW = "flow"
+    DISCARDING = "discarding"
+    PATHS = "paths"
 
 
 class Engine(StrEnum):
@@ -393,6 +402,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the records; one that exists goes on.")],
     clips: Annotated[Path, typer.Option(help="The folder with the clips.")] = Path(),
     limit: Annotated[int | None, typer.Option(help="Only so many samples.", min=1)] = None,
+    condition: Annotated[list[str] | None, typer.Option(help="Only this condition; may be given again.")] = None,
     seed: Annotated[int, typer.Option(help="Of synthetic clips, corruptions and random sets.")] = 0,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and stop.")] = False,
     engine: Annotated[Engine, typer.Option(help="What runs it.")] = Engine.IN_PROCESS,
@@ -409,11 +419,13 @@ def run(
     from tqdm import tqdm
 
     from avlens.data import read_data
-    from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, asked_as
+    from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, for_data
     from avlens.experiments import run as run_experiment
 
-    found = read_data(data, clips, limit=limit, seed=seed)
-    chosen = replace(asked_as(EXPERIMENTS[experiment.value], found.ask), seeds=(seed,))
+    asked = EXPERIMENTS[experiment.value]
+    asked = asked.only(condition) if condition else asked
+    found = read_data(data, clips, task=asked.task, limit=limit, seed=seed)
+    chosen = replace(for_data(asked, found), seeds=(seed,))
     read = (
         found.read if data.partition(":")[0] == "synthetic" else None
     )  # Files are read as the model's family samples them.
@@ -433,7 +445,7 @@ def run(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what was measured is in {out}. Run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
-    tables = _summaries(records, chosen)
+    tables = chosen.summarise(records)
     value = {
         "experiment": chosen.name, "made_by": records.made_by, "records": len(records), "problems": _records(records.problems()),
         "summaries": {name: _records(table.to_frame().reset_index()) for name, table in tables.items()}, "folder": str(out),
@@ -539,15 +551,6 @@ def _layers(given: str) -> Any:
             f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
         )
     return range(int(first), int(last or first) + 1)
-
-
-def _summaries(records: Any, experiment: Any) -> dict[str, Any]:
-    """The tables that an experiment names, of the values that were measured."""
-    from avlens.summaries import summarise
-
-    columns = set(records.to_frame().columns)
-    wanted = {value: by for value, by in experiment.summary if {value, *by} <= columns}
-    return {value: summarise(records, value, by=by) for value, by in wanted.items()}
 
 
 def _said_by_layer(read: Any, top: int) -> pd.DataFrame:

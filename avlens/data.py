@@ -53,20 +53,25 @@ class Data:
     vocabulary: Vocabulary
 
     def truth(self, sample: Sample) -> list[str]:
-        """What a clip holds, as names or labels; empty where the data set does not say."""
-        record = sample.record
-        if "objects" in record:
-            held = record["objects"]
-            return held.split("/") if isinstance(held, str) else list(held)
-        if "sounds" in record:
-            return list(record["sounds"])
-        if "audio_captions" in record:
-            return [*record.get("video_captions", ()), *record["audio_captions"]]
-        event = record.get("event", record.get("label_name", record.get("single_label", "")))
-        return [event] if event else []
+        """As `truth_of`."""
+        return truth_of(sample)
 
     def __repr__(self) -> str:
         return f"Data({len(self.samples)} samples, asked by {self.ask}, {self.vocabulary!r})"
+
+
+def truth_of(sample: Sample) -> list[str]:
+    """What a clip holds, as names, labels or captions; empty where the data set does not say."""
+    record = sample.record
+    if "objects" in record:
+        held = record["objects"]
+        return held.split("/") if isinstance(held, str) else list(held)
+    if "sounds" in record:
+        return list(record["sounds"])
+    if "audio_captions" in record:
+        return [*record.get("video_captions", ()), *record["audio_captions"]]
+    event = record.get("event", record.get("label_name", record.get("single_label", "")))
+    return [event] if event else []
 
 
 def read_data(
@@ -146,7 +151,8 @@ def _synthetic(n: int, task: Task, seed: int) -> Data:
         kinds = {"sound": synthetic.SOUNDS, "object": synthetic.SHAPES}.get(question, ())
         label = LETTERS[kinds.index(content.answer(question))] if kinds else ""
         name = f"{question}-{seed}-{i}"
-        record = {"objects": [held for held in (content.shape, content.sound) if held], "seed": seed, "index": i}
+        captions = {"video_captions": [f"a {content.shape}"], "audio_captions": [f"a {content.sound}"]}
+        record = {"objects": [content.shape, content.sound], **captions, "seed": seed, "index": i}
         samples.append(Sample(name, Path(name), synthetic.QUESTIONS[question], tuple(kinds), label, record=record))
     named = Vocabulary(dict.fromkeys((*synthetic.SHAPES, *synthetic.SOUNDS), ()))
     return Data(tuple(samples), read_synthetic, "words", named)

@@ -230,7 +230,9 @@ def _prompts(
 ) -> tuple[AVInputs, AVInputs]:
     """The prompt of a sample on its clip, and on the clip with the deciding modality corrupted."""
     sample = samples[index]
-    other = partner_of(samples, index, read) if how["corrupt"] == "swap" else None
-    clips = three_clips(open_clip(sample, read), how["corrupt"], other, how["seed"])
+    opened = open_clip(sample, read)
+    if how["corrupt"] == "swap":
+        opened = replace(opened, other=partner_of(samples, index, read))
+    clips = three_clips(opened, how["corrupt"], how["seed"])
     broken = clips["video" if dominant == "audio" else "audio"]
     return prompt_of(model, clips["both"], sample, how["ask"]), prompt_of(model, broken, sample, how["ask"])

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,10 +99,11 @@ class RecordTable:
         """Those with a problem."""
         return tuple(one for one in self.records if one.problem)
 
-    def to_frame(self) -> pd.DataFrame:
-        """One row per row that was measured."""
+    def to_frame(self, *, having: Collection[str] = ()) -> pd.DataFrame:
+        """One row per row that was measured; only of those that have some columns, where any has them."""
         rows = [{**_named(one), **row} for one in self.records for row in one.rows]
-        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["sample", "condition", "seed"])
+        chosen = [row for row in rows if all(name in row for name in having)] or rows
+        return pd.DataFrame(chosen) if rows else pd.DataFrame(columns=["sample", "condition", "seed"])
 
     def problems(self) -> pd.DataFrame:
         """One row per record that has a problem or a note."""

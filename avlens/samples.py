@@ -86,11 +86,13 @@ class Opened:
         sample: The record.
         clip: None where it could not be read.
         problem: Why; empty where it could.
+        other: Another sample that was opened, whose sound or frames this one may take; None where none is needed.
     """
 
     sample: Sample
     clip: Clip | None
     problem: str
+    other: "Opened | None" = None
 
 
 def choice_question(question: str, options: Sequence[str], closing: str = "") -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_float_dtype
 
 from avlens import display
 from avlens.errors import MetricError
@@ -138,7 +139,7 @@ def summarise(
 
     Args:
         records: What `run` returns, `read_records`, or a table of your own.
-        value: Which column. Rows that lack it are counted as missing.
+        value: Which column. Where it is NaN it is counted as missing; rows of records that have no such column do not count.
         over: A column to divide by, as the sum of one over the sum of the other.
         by: The columns that make the groups; rows without one of them are left out.
         clip: The column that names the clip, of which whole ones are drawn.
@@ -214,7 +215,7 @@ def compare(
 
 
 def _frame(records: Records, columns: Sequence[str]) -> pd.DataFrame:
-    frame = records if isinstance(records, pd.DataFrame) else records.to_frame()
+    frame = records if isinstance(records, pd.DataFrame) else records.to_frame(having=columns)
     if missing := [name for name in columns if name not in frame]:
         raise MetricError(f"the records have no {missing[0]!r}. They have {', '.join(map(str, frame.columns))}.")
     return frame
@@ -223,7 +224,18 @@ def _frame(records: Records, columns: Sequence[str]) -> pd.DataFrame:
 def _grouped(frame: pd.DataFrame, keys: tuple[str, ...]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
     if not keys:
         return [((), frame)]
-    return [(group, rows) for group, rows in frame.groupby(list(keys), sort=False) if isinstance(group, tuple)]
+    whole = {name: _whole(frame[name]) for name in keys}
+    return [
+        (tuple(one.item() if isinstance(one, np.generic) else one for one in group), rows)
+        for group, rows in frame.assign(**whole).groupby(list(keys), sort=False)
+        if isinstance(group, tuple)
+    ]
+
+
+def _whole(column: pd.Series) -> pd.Series:
+    """Whole numbers as such, where a row without one has made them fractions."""
+    known = column.dropna()
+    return column.astype("Int64") if is_float_dtype(column) and (known == known.round()).all() else column
 
 
 def _numbers(rows: pd.DataFrame, value: str) -> np.ndarray:

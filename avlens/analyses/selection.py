@@ -21,9 +21,10 @@ encoders, so the prompts' layouts are equal, which is checked. Zeros are far fro
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from tqdm.auto import tqdm
 
 from avlens import display
 from avlens.errors import DatasetError, MediaError, PromptError
+from avlens.family import Order
 from avlens.inputs import AVInputs
 from avlens.media import Clip
 from avlens.records import Record, RecordFolder, read_records
@@ -178,7 +180,8 @@ def unimodal_dominance(
     Args:
         model: A HookedAVModel.
         samples: With options. A clip that cannot be read, or lacks a modality, is skipped with its reason.
-        corrupt: `zero`: silence, black frames. `swap`: sound or frames of the next sample with another label. `noise`: VCD's at
+        corrupt: `zero`: silence, black frames. `swap`: sound or frames of the nearest sample before that has
+            another label, or after. `noise`: VCD's at
             step 500. `mean`: one colour, the clip's mean, and its mean sample, which is close to silence.
         ask: Whether options are listed with letters, or asked for openly.
         require_correct: Whether to select only clips that are answered correctly; the paper does not.
@@ -210,17 +213,9 @@ def unimodal_dominance(
                 judgements.append(Judgement.from_record(before))
                 continue
             opened = open_clip(sample, read)
-            other = partner_of(listed, index, read) if corrupt == "swap" and opened.clip is not None else None
-            one = judge(
-                model,
-                opened,
-                corrupt=corrupt,
-                other=other,
-                ask=ask,
-                step=step,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
-            )
+            if corrupt == "swap" and opened.clip is not None:
+                opened = replace(opened, other=partner_of(listed, index, read))
+            one = judge(model, opened, corrupt=corrupt, ask=ask, step=step, max_new_tokens=max_new_tokens, seed=seed)
             judgements.append(one)
             if kept is not None:
                 rows = () if one.problem else (one.to_row(),)
@@ -244,7 +239,6 @@ def judge(
     opened: Opened,
     *,
     corrupt: Corruption = "zero",
-    other: Clip | None = None,
     ask: Ask = "letters",
     step: Step = "first",
     max_new_tokens: int = 4,
@@ -254,9 +248,9 @@ def judge(
 
     Args:
         model: A HookedAVModel.
-        opened: A sample with its clip, or with the reason why it has none, which the judgement then repeats.
+        opened: A sample with its clip, or with the reason why it has none, which the judgement then repeats; for `swap` with
+            another one, whose sound and frames it takes.
         corrupt: As in `unimodal_dominance`.
-        other: The clip that `swap` takes sound and frames from.
         ask: As in `unimodal_dominance`.
         step: Whether P is taken at the first step, or is its maximum over all steps.
         max_new_tokens: How much to write at most.
@@ -271,7 +265,7 @@ def judge(
         raise PromptError(f"ask is {ask!r}. Pass 'letters' or 'words'.")
     sample = opened.sample
     try:
-        clips = three_clips(opened, corrupt, other, seed)
+        clips = three_clips(opened, corrupt, seed)
         prompts = {run: prompt_of(model, clip, sample, ask) for run, clip in clips.items()}
     except (MediaError, PromptError) as error:
         return Judgement(sample.id, label=sample.label, problem=str(error))
@@ -292,10 +286,12 @@ def judge(
     )  # fmt: skip
 
 
-def prompt_of(model: Any, clip: Clip, sample: Sample, ask: Ask = "letters") -> AVInputs:
-    """A sample's question about a clip, with its options listed or not."""
+def prompt_of(
+    model: Any, clip: Clip, sample: Sample, ask: Ask = "letters", *, order: Order = "media_first"
+) -> AVInputs:
+    """A sample's question about a clip, with its options listed or not, after the media or before them."""
     options = () if sample.lists_options or ask == "words" else sample.options
-    inputs: AVInputs = model.prepare(clip, sample.question, options=options)
+    inputs: AVInputs = model.prepare(clip, sample.question, options=options, order=order)
     return inputs
 
 
@@ -353,26 +349,31 @@ def _checked(samples: Iterable[Sample]) -> list[Sample]:
     return listed
 
 
-def partner_of(samples: Sequence[Sample], index: int, read: Callable[[Sample], Clip]) -> Clip | None:
-    """The clip of the next sample, in a circle, that has another label, can be read, and has both modalities."""
+def partner_of(samples: Sequence[Sample], index: int, read: Callable[[Sample], Clip]) -> Opened | None:
+    """The first of `others_of` that can be read and has both modalities."""
+    return first_whole(others_of(samples, index), read)
+
+
+def others_of(samples: Sequence[Sample], index: int) -> Iterator[Sample]:
+    """The samples with another label: those before, nearest first, then those after. More at the end change no first one."""
     own = _event(samples[index])
-    for sample in [*samples[index + 1 :], *samples[:index]]:
-        if own and _event(sample) == own:
-            continue
-        clip = open_clip(sample, read).clip
-        if clip is not None and clip.has_audio and clip.has_video:
-            return clip
-    return None
+    for i in chain(range(index - 1, -1, -1), range(index + 1, len(samples))):
+        if not own or _event(samples[i]) != own:
+            yield samples[i]
+
+
+def first_whole(samples: Iterable[Sample], read: Callable[[Sample], Clip]) -> Opened | None:
+    """The first sample whose clip can be read and has both modalities; None where there is none."""
+    opened = (open_clip(sample, read) for sample in samples)
+    return next((one for one in opened if one.clip is not None and one.clip.has_audio and one.clip.has_video), None)
 
 
 def _event(sample: Sample) -> str:
-    """What the label's letter stands for, since samples list their options in different orders."""
-    return sample.options[sample.letters.index(sample.label)] if sample.label else ""
+    """What the label stands for, since samples list their options in different orders."""
+    return sample.options[sample.letters.index(sample.label)] if sample.label and sample.options else sample.label
 
 
-def three_clips(
-    opened: Opened, corrupt: Corruption = "zero", other: Clip | None = None, seed: int = 0
-) -> dict[str, Clip]:
+def three_clips(opened: Opened, corrupt: Corruption = "zero", seed: int = 0) -> dict[str, Clip]:
     """The clip with both, with audio only (its video corrupted), and with video only; arguments as in `judge`.
 
     Raises:
@@ -390,6 +391,7 @@ def three_clips(
         return {"both": clip, "audio": sight, "video": sound}
     if corrupt == "mean":
         return {"both": clip, "audio": _one_colour(clip), "video": _one_sample(clip)}
+    other = None if opened.other is None else opened.other.clip
     if other is None:
         raise MediaError(f"nothing to swap {clip!r} with. Give another clip with frames and sound, and another label.")
     return {"both": clip, "audio": clip.with_video_of(other), "video": clip.with_audio_of(other)}

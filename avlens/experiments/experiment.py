@@ -3,17 +3,29 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
+from avlens.analyses.selection import first_whole, others_of
+from avlens.data import Task
 from avlens.errors import ExperimentError
+from avlens.media import Clip
+from avlens.records import RecordTable
 from avlens.samples import Opened, Sample
+from avlens.summaries import Summary, summarise
 
 Condition = Mapping[str, Any]
 """A condition's settings, with its `seed`."""
 
 Measure = Callable[[Any, Opened, Condition], Iterable[Mapping[str, Any]]]
 """`measure(model, opened, condition)` returns rows: what was measured, by name. `opened` has the sample and its clip."""
+
+SWAP = "swap"
+"""The corruption that takes another sample's sound or frames: a condition with `"corrupt": SWAP` gets `opened.other`."""
+
+OTHERS = 5
+"""So many other samples are tried, until one can be read and has both modalities."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,8 @@ class Experiment:
         seeds: Each condition is run with each; torch is seeded with one made of it, the sample and the condition.
         when_memory_is_short: Settings to try, one after the other, where the last ones ran out of memory. They must
             not change what is measured, only how: fewer edits at once, fewer rows at a time.
-        summary: What to sum up: the value's column, and the columns to group by.
+        summary: What to sum up: a column, or `one / another` for a ratio of sums, and the columns to group by.
+        task: What a data set is asked for (`avlens.data.read_data`): its own questions, or to describe the clip.
         asks_choices: Whether samples need options to choose from.
     """
 
@@ -38,6 +51,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     when_memory_is_short: Sequence[Mapping[str, Any]] = ()
     summary: Sequence[tuple[str, tuple[str, ...]]] = ()
+    task: Task = "choice"
     asks_choices: bool = False
 
     def __post_init__(self) -> None:
@@ -75,16 +89,53 @@ class Experiment:
                     " Give samples with two or more."
                 )
             seen.add(sample.id)
-        return [Item(sample, name, seed) for sample in listed for name in self.conditions for seed in self.seeds]
+        swaps = {name for name, settings in self.conditions.items() if settings.get("corrupt") == SWAP}
+        others = {i: tuple(islice(others_of(listed, i), OTHERS)) for i in range(len(listed) if swaps else 0)}
+        return [
+            Item(sample, name, seed, others[i] if name in swaps else ())
+            for i, sample in enumerate(listed)
+            for name in self.conditions
+            for seed in self.seeds
+        ]
+
+    def only(self, conditions: Iterable[str]) -> "Experiment":
+        """The same under some of its conditions.
+
+        Raises:
+            ExperimentError: If there is no such condition.
+        """
+        wanted = list(conditions)
+        if unknown := [name for name in wanted if name not in self.conditions]:
+            raise ExperimentError(
+                f"{self.name} has no condition {unknown[0]!r}. It has {', '.join(map(repr, self.conditions))}."
+            )
+        return replace(self, conditions={name: self.conditions[name] for name in wanted})
+
+    def summarise(self, records: RecordTable) -> dict[str, Summary]:
+        """The tables of `summary`, by value; those whose columns no record has are left out."""
+        columns, tables = set(records.to_frame().columns), {}
+        for value, by in self.summary:
+            above, _, below = value.partition(" / ")
+            if {above, *([below] if below else []), *by} <= columns:
+                tables[value] = summarise(records, above, over=below or None, by=by)
+        return tables
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample under one condition with one seed."""
+    """One sample under one condition with one seed.
+
+    Attributes:
+        sample: What is measured.
+        condition: The condition's name.
+        seed: One of the experiment's.
+        others: Samples whose sound or frames it may take, the first that can be read.
+    """
 
     sample: Sample
     condition: str
     seed: int
+    others: tuple[Sample, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -95,3 +146,7 @@ class Item:
     def torch_seed(self) -> int:
         """What torch is seeded with before it is measured, so that the order of the work does not matter."""
         return int.from_bytes(hashlib.sha256(json.dumps(self.key).encode()).digest()[:7], "big")
+
+    def opened(self, read: Callable[[Sample], Clip]) -> Opened:
+        """The sample with its clip, and with another sample's where its condition needs one."""
+        return Opened(self.sample, read(self.sample), "", first_whole(self.others, read))

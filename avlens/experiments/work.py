@@ -24,7 +24,7 @@ from avlens.experiments.experiment import Experiment, Item
 from avlens.media import Clip
 from avlens.model import HookedAVModel
 from avlens.records import Record, nan_names, plain_row
-from avlens.samples import Opened, Sample, read_clip
+from avlens.samples import Sample, read_clip
 
 Load = Callable[[], HookedAVModel]
 
@@ -106,8 +106,9 @@ class Worker:
             notes = (f"memory was short: measured again{f' with {way}' if way else ''}",) if number else ()
             try:
                 with _seeded(item.torch_seed):
-                    opened = Opened(item.sample, self.read(item.sample), "")
-                    rows = self.experiment.measure(self.model, opened, {**settings, **way, "seed": item.seed})
+                    rows = self.experiment.measure(
+                        self.model, item.opened(self.read), {**settings, **way, "seed": item.seed}
+                    )
                     return tuple(plain_row(row) for row in rows), "", notes
             except Exception as error:  # noqa: BLE001 - whatever one item does, the others are measured
                 if not is_out_of_memory(error):

@@ -125,12 +125,13 @@ def test_the_largest_probability_of_all_steps_is_no_smaller(monkeypatch, model, 
 
 @pytest.mark.parametrize("corrupt", ["zero", "swap", "noise", "mean"])
 def test_corruption_keeps_one_modality_and_the_layout(model, samples, corrupt):
-    opened, other = open_clip(samples[0]), tiny_clip(2.0, seed=9, size=(28, 84), fps=4.0)
-    clips = selection.three_clips(opened, corrupt, other, seed=0)
+    other = Opened(samples[3], tiny_clip(2.0, seed=9, size=(28, 84), fps=4.0), "")
+    opened = replace(open_clip(samples[0]), other=other)
+    clips = selection.three_clips(opened, corrupt, seed=0)
     both, audio, video = (clips[run] for run in ("both", "audio", "video"))
     assert torch.equal(audio.waveform, both.waveform) and not torch.equal(audio.frames, both.frames)
     assert torch.equal(video.frames, both.frames) and not torch.equal(video.waveform, both.waveform)
-    one = judge(model, opened, corrupt=corrupt, other=other)
+    one = judge(model, opened, corrupt=corrupt)
     assert set(one.answers) == {"both", "audio", "video"} and not one.problem
     if corrupt == "mean":
         assert len(audio.frames.flatten(2).unique(dim=2).flatten()) <= 3 * len(audio.frames)
@@ -201,7 +202,7 @@ def test_correct_answers_may_be_required(monkeypatch, model, samples):
         assert found.to_frame()["correct"].tolist() == [True, False]
 
 
-def test_swaps_come_from_the_next_sample_with_another_label(samples):
+def test_swaps_come_from_the_nearest_sample_before_that_has_another_label_or_after(samples):
     opened = []
 
     def reading(sample):
@@ -210,9 +211,11 @@ def test_swaps_come_from_the_next_sample_with_another_label(samples):
             raise MediaError("broken")
         return read(sample)
 
-    assert torch.equal(selection.partner_of(samples, 0, reading).frames, read(samples[3]).frames)
+    assert selection.partner_of(samples, 0, reading).sample.id == "3"
     assert opened == ["1", "3"]  # 2 and 4 have the same label, 1 is broken
     assert selection.partner_of(samples[:1], 0, reading) is None
+    assert [one.id for one in selection.others_of(samples, 4)] == ["3", "1"]
+    assert [one.id for one in selection.others_of(samples[:4], 2)] == ["1", "3"]
 
 
 def test_swapping_without_another_clip_is_a_reason_to_skip(model, samples):

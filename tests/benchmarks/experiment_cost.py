@@ -15,9 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from avlens import HookedAVModel
 from avlens.data import read_data
-from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, run
+from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, for_data, run
 from avlens.records import read_records
-from avlens.samples import Opened
 from avlens.testing import tiny_model
 
 
@@ -36,11 +35,11 @@ def flops(model, work):
 def passes(clips=6):
     """Of each experiment: items, passes of the decoder and of the encoders per item (medians)."""
     model = HookedAVModel.from_pretrained("avlens-tiny")
-    data = read_data(f"synthetic:{clips}")
     for name, experiment in EXPERIMENTS.items():
-        ratios = []
+        data, ratios = read_data(f"synthetic:{clips}", task=experiment.task), []
+        experiment = for_data(experiment, data)
         for item in experiment.items(data.samples):
-            opened = Opened(item.sample, data.read(item.sample), "")
+            opened = item.opened(data.read)
             inputs = model.prepare(opened.clip, item.sample.question, options=item.sample.options)
             encoders, decoder = flops(model, lambda inputs=inputs: model(inputs, logits_at=inputs.tokens.last))
             condition = {**experiment.conditions[item.condition], "seed": 0}
