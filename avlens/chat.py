@@ -230,9 +230,16 @@ def _written(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> tuple[str, l
         return piece | {"text": f"\ue000{next(counter)}\ue001"} if piece.get("text") else piece
 
     outline = [message | {"content": [marked(piece) for piece in message["content"]]} for message in messages]
-    text, cut = (
-        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in (messages, outline)
-    )
+    try:
+        text, cut = (
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            for chat in (messages, outline)
+        )
+    except Exception as error:  # A template is a program, and a library of programs runs it.
+        raise PromptError(
+            f"the checkpoint's chat template cannot write this prompt ({type(error).__name__}: {error}). Take the template "
+            "from the released checkpoint."
+        ) from error
     return text, re.split("\ue000([0-9]+)\ue001", cut)
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from avlens.errors import CheckpointError
 from avlens.family import Family, Stock, dtype_of
+from avlens.loading import blamed
+from avlens.settings import shown
 
 ZOO = Path(str(files("avlens.zoo")))
 
@@ -53,9 +54,11 @@ def load_checkpoint(
     """
     wanted = dtype_of(dtype)
     folder = find_checkpoint(name, revision=revision)
+    look = f"Look into {folder}, or download it again."
     config = _read_config(folder, name)
-    family = family_of(config, families, name)
-    family.check(config, ignore_settings)
+    with blamed(f"config.json of the checkpoint {name}", look):
+        family = family_of(config, families, name)
+        family.check(config, ignore_settings)
     if _on_hub(name):
         folder = _download(name, folder.name, _PARTS)  # Of the commit whose config was checked.
     if not any(folder.glob("*.safetensors")):
@@ -66,12 +69,10 @@ def load_checkpoint(
     if device_map is not None:
         load_options["device_map"] = device_map
     implementation = "eager" if attn == "eager" else "sdpa"
-    try:
-        return family.load(folder, dtype=wanted, attn_implementation=implementation, **load_options)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"a file of the checkpoint {name} cannot be read ({_first_line(error)}). Look into {folder}, or download it again."
-        ) from error
+    with blamed(f"a file of the checkpoint {name}", look):
+        loaded, stock = family.load(folder, dtype=wanted, attn_implementation=implementation, **load_options)
+        loaded.cfg.check()
+    return loaded, stock
 
 
 def check_device(device: str) -> None:
@@ -91,13 +92,12 @@ def check_device(device: str) -> None:
 
 def family_of(config: dict[str, Any], families: Sequence[type[Family]], name: str) -> type[Family]:
     """The family that a config.json belongs to."""
+    kind = config.get("model_type")
     for family in families:
-        if family.matches(config):
+        if isinstance(kind, str) and family.matches(config):
             return family
     known = "; ".join(f"{family.title} ({family.name})" for family in families)
-    raise CheckpointError(
-        f"{name} is a {config.get('model_type')!r} model, which no family of avlens knows. Known: {known}."
-    )
+    raise CheckpointError(f"{name} is a {shown(kind)} model, which no family of avlens knows. Known: {known}.")
 
 
 def find_checkpoint(name: str, *, revision: str | None = None) -> Path:
@@ -155,13 +155,8 @@ def _download(name: str, revision: str | None, parts: Sequence[str]) -> Path:
 
 
 def _read_config(folder: Path, name: str) -> dict[str, Any]:
-    try:
+    with blamed(f"config.json of the checkpoint {name}", f"Look into {folder}, or download it again."):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"config.json of the checkpoint {name} cannot be read ({_first_line(error)}). Look into {folder}, or download it "
-            "again."
-        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(
             f"config.json of the checkpoint {name} holds a {type(config).__name__}, not an object. Pass the folder that holds "

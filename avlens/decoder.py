@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 from transformers.cache_utils import DynamicCache
 
 from avlens import attention
-from avlens.errors import HookError
+from avlens.errors import CheckpointError, HookError
 from avlens.hooks import HookPoint, Run, edited, only_row_wise, through, watched
 
 AttentionMode = Literal["auto", "eager", "sdpa"]
@@ -92,6 +92,24 @@ class DecoderConfig:
     output_logits_soft_cap: float = -1.0
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def check(self) -> None:
+        """Refuse a shape that does not add up.
+
+        Raises:
+            CheckpointError: With the numbers.
+        """
+        if self.n_heads % self.n_key_value_heads:
+            raise CheckpointError(
+                f"config.json shares {self.n_key_value_heads} key and value heads among {self.n_heads} heads, which is no whole "
+                "number for each. Download it again."
+            )
+        sections = self.mrope_section
+        if self.d_head % 2 or (sections is not None and 2 * sum(sections) != self.d_head):
+            raise CheckpointError(
+                f"config.json rotates {self.d_head} dimensions of each head in sections of {sections} pairs, which do not add "
+                "up. Download it again."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""

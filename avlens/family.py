@@ -2,11 +2,11 @@
 
 A family is one file in `families/` with one class: which checkpoints are its own, how to load them, how a prompt
 becomes encoder tensors, token ids, position ids and a TokenMap, and how an encoder turns one sound or video into
-embeddings. A checkpoint is taken only if every setting of its config is known (`check_settings`).
+embeddings. A checkpoint is taken only if every setting of its config is known (`settings.check_settings`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -142,49 +142,6 @@ class Family(ABC):
         """Write the checkpoint in the released key layout, with tokenizer, template and settings."""
 
 
-Rule = Callable[[Any], bool]
-
-
-def check_settings(
-    config: Mapping[str, Any], *, rules: Mapping[str, Rule], harmless: frozenset[str], where: str, ignore: Sequence[str]
-) -> None:
-    """Hold each setting of one section of a config against the closed world.
-
-    Args:
-        config: The section.
-        rules: For each setting that changes the forward pass, which values are handled.
-        harmless: Settings that cannot change the forward pass.
-        where: The section's place in config.json, for the message.
-        ignore: Full names of settings that the caller takes responsibility for.
-
-    Raises:
-        UnsupportedSettingError: At the first setting that is neither, or has a value nobody handles.
-    """
-    for name, value in config.items():
-        full = f"{where}.{name}" if where else name
-        if name in harmless or name.startswith("_") or full in ignore:
-            continue
-        known = name in rules
-        if known and rules[name](value):
-            continue
-        raise UnsupportedSettingError(
-            f"config.json sets {full} = {_shown(value)}, "
-            + ("a value that avlens does not compute. " if known else "a setting that avlens does not know. ")
-            + "If you know that it does not change the forward pass, load with "
-            f"HookedAVModel.from_pretrained(..., ignore_settings=[{full!r}])."
-        )
-
-
-def any_value(_value: Any) -> bool:
-    """A rule for settings that are read and handled whatever they are."""
-    return True
-
-
-def one_of(*values: Any) -> Rule:
-    """A rule for settings that are handled at these values only."""
-    return lambda value: value in values
-
-
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | Literal["auto"]:
     """A dtype by name; "auto", the checkpoint's own, for None."""
     if name is None or name == "auto":
@@ -195,84 +152,3 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | Literal["auto"]:
     if not isinstance(found, torch.dtype):
         raise UnsupportedSettingError(f"{name!r} is no dtype. Pass 'float32', 'bfloat16' or 'float16'.")
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-GENERIC_SETTINGS = frozenset(
-    [
-        "architectures",
-        "attn_implementation",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "eos_token_id",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "id2label",
-        "initializer_range",
-        "init_std",
-        "is_decoder",
-        "is_encoder_decoder",
-        "add_cross_attention",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "max_new_tokens",
-        "min_length",
-        "model_type",
-        "name_or_path",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tf_legacy_loss",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "use_bfloat16",
-        "use_cache",
-        "attention_dropout",
-        "activation_dropout",
-        "dropout",
-        "encoder_layerdrop",
-        "gradient_checkpointing",
-        "quantization_config",
-        "ignore_index",
-        "vocab_size",
-    ]
-)
-"""What transformers writes into every config, or what matters in training only."""

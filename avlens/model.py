@@ -625,7 +625,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     def _as_inputs(self, inputs: AVInputs | Tensor) -> AVInputs:
         if isinstance(inputs, AVInputs):
             return inputs
-        if not isinstance(inputs, Tensor) or inputs.is_floating_point() or inputs.ndim != 2:
+        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex()
+        if not whole or inputs.ndim != 2 or not inputs.numel() or inputs.min() < 0:
             raise PromptError(
                 f"the model was given {_described(inputs)}. Pass what model.prepare(...) returns, or token ids [batch, pos]."
             )
@@ -633,6 +634,10 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What enters block 0: token embeddings, with encoder outputs in the places of the media; and what is added later."""
+        if (highest := int(inputs.ids.max())) >= self._cfg.d_vocab:
+            raise PromptError(
+                f"the prompt holds the token {highest}, but the model knows {self._cfg.d_vocab} tokens. Pass its own tokenizer's."
+            )
         embeds = through(self.hook_token_embed, self.embed(inputs.ids.clamp(min=0).to(self.device)))
         rows, columns, values = [], [], []
         for row, (prompt, pad) in enumerate(zip(inputs.prompts, inputs.padding.tolist(), strict=True)):
@@ -799,5 +804,6 @@ def _check_part(part: Any) -> None:
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {list(value.shape)} and {value.dtype}"
+        negative = ", with negative numbers" if value.numel() and not value.is_complex() and value.min() < 0 else ""
+        return f"a tensor of shape {list(value.shape)} and {value.dtype}{negative}"
     return f"a {type(value).__name__}"

@@ -23,10 +23,19 @@ from avlens.decoder import DecoderConfig
 from avlens.encoders.mel import log_mel
 from avlens.encoders.patches import Patches, PatchRules, cut_patches
 from avlens.errors import CheckpointError, PromptError
-from avlens.family import GENERIC_SETTINGS, PromptOptions, Rule, Stock, any_value, check_settings
+from avlens.family import PromptOptions, Stock
 from avlens.inputs import AVInputs
-from avlens.loading import load_preprocessor, load_tokenizer, load_weights, read_json, save_settings, save_weights
+from avlens.loading import (
+    load_preprocessor,
+    load_tokenizer,
+    load_weights,
+    read_json,
+    read_settings,
+    save_settings,
+    save_weights,
+)
 from avlens.media import Clip
+from avlens.settings import Rules, check_settings, known, passed_on
 from avlens.tokens import Modality
 
 _MEL = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
@@ -70,7 +79,14 @@ class Reading:
             patch=vision.patch_size, merge=vision.spatial_merge_size, temporal=vision.temporal_patch_size,
             mean=tuple(preprocessor.get("image_mean", mean)), std=tuple(preprocessor.get("image_std", std)),
         )  # fmt: skip
-        mel = WhisperFeatureExtractor(**{name: preprocessor[name] for name in _MEL if name in preprocessor})
+        bands = config.audio_config.num_mel_bins
+        said = {name: preprocessor[name] for name in _MEL if name in preprocessor}
+        mel = WhisperFeatureExtractor(**{"feature_size": bands} | said)
+        if mel.feature_size != bands:
+            raise CheckpointError(
+                f"preprocessor_config.json cuts sound into {mel.feature_size} mel bands (feature_size), but config.json says "
+                f"that the audio encoder reads {bands}. Download both again."
+            )
         return cls(
             tokenizer, config, preprocessor, settings, rules, mel, tuple(settings.get("video_pixels", video_pixels)),
             image_pixels, float(settings.get("nominal_fps", nominal_fps)),
@@ -191,7 +207,7 @@ class Thinker(ChatFamily):
             spare=cls.spare, **load_options,
         )  # fmt: skip
         tokenizer, preprocessor = thinker_tokenizer(folder, config), load_preprocessor(folder)
-        return cls(model.config, tokenizer, preprocessor, read_json(folder / "avlens.json")), thinker_stock(model)
+        return cls(model.config, tokenizer, preprocessor, read_settings(folder / "avlens.json")), thinker_stock(model)
 
     def save(self, folder: Path, stock: Stock) -> None:
         """Write the thinker as released checkpoints lay it out: keys under `thinker.`, one config.json."""
@@ -270,8 +286,7 @@ def _all_alike(flags: list[bool]) -> bool:
 
 
 def check_thinker(
-    config: Mapping[str, Any], *, outer: frozenset[str], rules: Mapping[str, Rule],
-    sections: Mapping[str, Mapping[str, Rule]], ignore: Sequence[str],
+    config: Mapping[str, Any], *, outer: frozenset[str], rules: Rules, sections: Mapping[str, Rules], ignore: Sequence[str],
 ) -> None:  # fmt: skip
     """Refuse a setting that nobody handled, in the config of a thinker or of a whole that holds one.
 
@@ -284,20 +299,16 @@ def check_thinker(
     """
     whole = "thinker_config" in config
     if whole:
-        check_settings(
-            config, rules={"tie_word_embeddings": any_value}, where="", ignore=ignore, harmless=GENERIC_SETTINGS | outer
-        )
+        check_settings(config, rules=known("tie_word_embeddings"), where="", ignore=ignore, harmless=outer)
     thinker, where = (config["thinker_config"], "thinker_config.") if whole else (config, "")
-    check_settings(thinker, rules=rules, harmless=GENERIC_SETTINGS, where=where[:-1], ignore=ignore)
-    for name, known in sections.items():
-        check_settings(
-            thinker.get(name) or {}, rules=known, harmless=GENERIC_SETTINGS, where=where + name, ignore=ignore
-        )
+    check_settings(thinker, rules=rules, where=where[:-1], ignore=ignore)
+    for name, section in sections.items():
+        check_settings(thinker.get(name, {}), rules=section, where=where + name, ignore=ignore)
 
 
 def thinker_config(kind: Any, written: Mapping[str, Any]) -> Any:
     """The thinker's part of a config.json: transformers' class for the whole would build a talker's settings too."""
-    config = kind.from_dict(dict(written.get("thinker_config", written)))
+    config = kind.from_dict(passed_on(written.get("thinker_config", written)))
     config.dtype = config.dtype or written.get("dtype", written.get("torch_dtype"))
     return config
 

@@ -1,22 +1,29 @@
-"""Damaged files: media that lie about themselves, and checkpoints whose config or index was changed at random.
+"""Damaged files: media that lie about themselves, and checkpoints any of whose files was changed at random.
 
-    python -m tests.fuzz media --files 10000 --seed 0
-    python -m tests.fuzz checkpoints --files 1000 --seed 0
+    python -m tests.fuzz media --files 10000 --seed 0 --workers 2
+    python -m tests.fuzz checkpoints --files 1000 --seed 0 --workers 2
 
-Whatever is read, what comes out is a value or one of avlens's own errors, within ten seconds and bounded memory. A process of its
-own reads, so that a crash or a hang is seen as one.
+Whatever is read, what comes out is a value or one of avlens's own errors, within ten seconds of processor time and bounded
+memory; of the command line, exit code 0, or 2 with a message. Processes of their own read, without a network, so that a crash, a
+hang or a call to the outside is seen as one.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import multiprocessing
+import os
 import resource
 import shutil
+import socket
 import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import av
@@ -24,13 +31,19 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from avlens import Clip, HookedAVModel
+from avlens import Clip, HookedAVModel, cli
 from avlens.datasets.synthetic import synthetic_clips
 from avlens.errors import AVLensError
-from avlens.testing import tiny_model
+from avlens.testing import tiny_clip, tiny_model
 
-SECONDS = 10.0
+SECONDS, WALL_SECONDS = 10.0, 60.0
+"""A hang: so much processor time for one file, or so much by the clock."""
 GIBIBYTES = 3
+BY_COMMAND_LINE = 20
+"""Every so many-th file goes through the command line as well."""
+
+
+# Media.
 
 
 def media_seeds(folder):
@@ -133,155 +146,331 @@ DAMAGE = (_bits, _bytes, _header, _other_header, _absurd, _absurd_fields, _trunc
 
 
 def mutate_bytes(data, rng, other):
-    """The file with one kind of damage."""
-    damaged = bytearray(data)
-    DAMAGE[int(rng.integers(len(DAMAGE)))](damaged, rng, other)
-    return damaged
+    """The bytes with one kind of damage, and its name."""
+    damaged, damage = bytearray(data), DAMAGE[int(rng.integers(len(DAMAGE)))]
+    if damaged:
+        damage(damaged, rng, other)
+    return damaged, damage.__name__.strip("_").replace("_", " ")
+
+
+_WAYS = (
+    {}, {}, {"video": False}, {"audio": False}, {"start": 0.3, "end": 0.7}, {"fps": 30.0, "max_frames": 8},
+    {"sample_rate": 44100},
+)  # fmt: skip
 
 
 def read_media(number, seed, seeds, folder):
-    """Read one damaged file in every way; what came of it."""
+    """Read one damaged file; its damage, and what came of it."""
     rng = np.random.default_rng([seed, number])
     source, other = (seeds[int(i)] for i in rng.integers(0, len(seeds), 2))
+    data, damage = mutate_bytes(source.read_bytes(), rng, other.read_bytes())
     path = folder / f"{number}{source.suffix}"
-    path.write_bytes(mutate_bytes(source.read_bytes(), rng, other.read_bytes()))
+    path.write_bytes(data)
     try:
+        if number % BY_COMMAND_LINE == 0:
+            _by_command_line(["tokens", str(path), "--json"])
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            clip = Clip.from_file(path, max_pixels=200 * 200, max_bytes=256 * 2**20)
+            clip = Clip.from_file(path, **_WAYS[int(rng.integers(len(_WAYS)))], max_bytes=256 * 2**20)
             assert clip.frames is not None or clip.waveform is not None
-        return "read with a warning" if said else "read"
+        return damage, "read in part" if said else "read whole"
     except AVLensError as error:
-        return type(error).__name__
+        return damage, type(error).__name__
     finally:
         path.unlink()
 
 
-def checkpoint_seed(folder):
-    """A small checkpoint in two files, with an index."""
-    tiny_model(n_layers=1, d_model=32, n_heads=2, n_key_value_heads=1, d_mlp=32).save_pretrained(folder)
-    whole = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(whole)
-    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for name, keys in parts.items():
-        save_file({key: whole[key].contiguous() for key in keys}, folder / name)
-    index = {"metadata": {"total_size": 1}, "weight_map": {key: name for name, keys in parts.items() for key in keys}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
+def _by_command_line(arguments):
+    """Run `avlens ...`; anything but exit code 0, or 2 with a message, escapes."""
+    said, told, code = io.StringIO(), io.StringIO(), 0
+    given, sys.argv = sys.argv, ["avlens", *arguments]
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv = given
+    if code == 0:
+        json.loads(said.getvalue())
+    elif code != 2 or not told.getvalue().startswith("avlens: "):
+        raise RuntimeError(f"exit code {code}: {told.getvalue()[-300:]}")
+
+
+# Checkpoints.
+
+
+def checkpoint_seeds(
+    folder, families=("qwen2_5_omni", "qwen3_omni", "video_salmonn2_plus", "video_salmonn_o1", "gemma4")
+):
+    """Small checkpoints, each with its weights in two files and an index."""
+    small = {
+        "d_model": 32,
+        "n_heads": 2,
+        "n_key_value_heads": 1,
+        "d_mlp": 32,
+        "n_layers": 2,
+        "d_encoder": 16,
+        "n_encoder_layers": 1,
+    }
+    for family in families:
+        place = folder / family
+        own = {"n_layers": 3} if family in ("qwen3_omni", "gemma4") else {}
+        tiny_model(family, **small | own).save_pretrained(place)
+        whole = load_file(place / "model.safetensors")
+        (place / "model.safetensors").unlink()
+        parts = {f"model-0000{i + 1}-of-00002.safetensors": sorted(whole)[i::2] for i in range(2)}
+        for name, keys in parts.items():
+            save_file({key: whole[key].contiguous() for key in keys}, place / name, {"format": "pt"})
+        index = {
+            "metadata": {"total_size": 1},
+            "weight_map": {key: name for name, keys in parts.items() for key in keys},
+        }
+        (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    means = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "min_pixels": 784, "max_pixels": 3136}
+    (folder / "video_salmonn2_plus" / "preprocessor_config.json").write_text(json.dumps(means))
+    (folder / "video_salmonn2_plus" / "avlens.json").write_text(json.dumps({"video_pixels": 3136}))
+    sound = {
+        "feature_size": 128,
+        "sampling_rate": 16000,
+        "frame_length_ms": 20.0,
+        "hop_length_ms": 10.0,
+        "fft_overdrive": False,
+    }
+    sections = {"feature_extractor": sound, "video_processor": {"max_soft_tokens": 70}}
+    (folder / "gemma4" / "processor_config.json").write_text(json.dumps(sections))
+    return sorted(folder.iterdir())
 
 
 _ODD = (
-    None, True, -1, 0, 1, 7, 10**9, 2**63, 1e308, -0.5, "", "x", "../../../etc/passwd", "/etc/passwd", [], [1, 2], {}, {"x": 1},
-    "float16", "gelu", "a" * 100_000, "\x00", ["../x.py--X"],
+    None, True, -1, 0, 1, 7, 10**9, 2**63, 1e308, -0.5, float("nan"), "", "x", "../../../etc/passwd", "/etc/passwd", [], [1, 2],
+    [[]], {}, {"x": 1}, "float16", "gelu", "a" * 100_000, "\x00", ["../x.py--X"], "{% for i in range(9) %}{{ i.__class__ }}",
 )  # fmt: skip
 
 
 def mutate_json(text, rng):
     """Damaged as text, or with values exchanged, left out, renamed or added anywhere in the tree."""
-    if rng.integers(5) == 0:
-        return bytes(mutate_bytes(text.encode(), rng, b'{}[]"null' * 30))
     tree = json.loads(text)
     for _ in range(int(rng.integers(1, 4))):
         places = list(_places(tree))
+        if not places:
+            break
         holder, key = places[int(rng.integers(len(places)))]
-        kind = int(rng.integers(4))
+        kind, odd = int(rng.integers(4)), _ODD[int(rng.integers(len(_ODD)))]
         if kind == 0 and isinstance(holder, dict):
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
             holder[f"{key}_x"] = holder.pop(key)
         elif kind == 2 and isinstance(holder, dict):
-            holder[str(_ODD[int(rng.integers(len(_ODD)))])[:20]] = _ODD[int(rng.integers(len(_ODD)))]
+            holder[str(odd)[:20]] = _ODD[int(rng.integers(len(_ODD)))]
         else:
-            holder[key] = _ODD[int(rng.integers(len(_ODD)))]
+            holder[key] = odd
     return json.dumps(tree).encode()
 
 
 def _places(tree):
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in list(items):
+    """Where values stand: those of a long list or object by a few."""
+    items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
+    for key, value in items[:: max(1, len(items) // 50)]:
         yield tree, key
         yield from _places(value)
 
 
+def damage_checkpoint(place, rng):
+    """Change one of a checkpoint's files; which, and how."""
+    files = sorted(file for file in place.iterdir() if file.is_file())
+    files += [place / "config.json"] * len(files)  # Half of the time the config.
+    target = files[int(rng.integers(len(files)))]
+    data = target.read_bytes()
+    if target.suffix == ".safetensors":
+        header = 8 + int.from_bytes(data[:8], "little")
+        if rng.integers(2):
+            changed = mutate_json(data[8:header].decode(), rng)
+            data, kind = len(changed).to_bytes(8, "little") + changed + data[header:], "header"
+        else:
+            start, kind = mutate_bytes(data[:header], rng, b"{}" * 100)
+            data = bytes(start) + data[header:]
+    elif target.suffix == ".json" and rng.integers(5):
+        data, kind = mutate_json(data.decode(), rng), "values"
+    else:
+        data, kind = mutate_bytes(data, rng, b'{}[]"null' * 30)
+    target.unlink()
+    if rng.integers(40):
+        target.write_bytes(data)
+    else:
+        kind = "deleted"
+    return f"{'weights' if target.suffix == '.safetensors' else target.name}: {kind}"
+
+
 def load_checkpoint(number, seed, seeds, folder):
-    """Load a checkpoint with one file changed, and run it if it loads."""
+    """Load a checkpoint with one file changed, and if it loads read a clip with it; the damage, and what came of it."""
     rng = np.random.default_rng([seed, number])
-    place = folder / "checkpoint"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(seeds[0], place)
-    files = ["config.json"] * 3 + ["model.safetensors.index.json", "preprocessor_config.json", "generation_config.json"]
-    target = place / files[int(rng.integers(len(files)))]
-    if target.exists():
-        target.write_bytes(mutate_json(target.read_text(encoding="utf-8"), rng))
+    place = folder / f"checkpoint-{number}"
+    shutil.copytree(seeds[int(rng.integers(len(seeds)))], place)
+    damage = damage_checkpoint(place, rng)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if number % BY_COMMAND_LINE == 0:
+                clip = tiny_clip(1.0, size=(28, 28)).to_file(folder / f"{number}.mp4")
+                _by_command_line(["caption", str(clip), "--json", "--max-new-tokens", "2", "--model", str(place)])
             model = HookedAVModel.from_pretrained(place)
-        return "loaded" if model.cfg.n_layers else "empty"
+            model.generate(model.prepare(tiny_clip(1.0, size=(28, 28)), "what do you hear ?"), 2)
+        return damage, "loads and runs"
     except AVLensError as error:
-        return type(error).__name__
+        return damage, type(error).__name__
+    finally:
+        shutil.rmtree(place)
+
+
+# Processes that read.
+
+
+class Outside(BaseException):
+    """The network was asked."""
+
+
+def _refuse(*args, **kwargs):
+    raise Outside(f"the network was asked: {args[:2]}")
 
 
 def _child(work, numbers, seed, seeds, folder, pipe):
     torch.set_num_threads(1)
+    socket.socket.connect = socket.getaddrinfo = _refuse
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIBIBYTES * 2**30, hard))
+    Path("/proc/self/clear_refs").write_text("5")  # The peak counts from here on.
+    began = _peak()
     for number in numbers:
-        pipe.send((number, "began"))
+        pipe.send((number, "began", "", 0, 0.0))
+        start = time.process_time()
         try:
-            said = work(number, seed, seeds, folder)
+            damage, said = work(number, seed, seeds, folder)
         except BaseException as error:  # noqa: BLE001 - what it is, is what is asked
-            said = f"ESCAPED {type(error).__name__}: {str(error)[:200]}"
-        pipe.send((number, said))
+            damage, said = "", f"ESCAPED {type(error).__name__}: {str(error)[:200]}"
+        pipe.send((number, said, damage, _peak() - began, time.process_time() - start))
     pipe.close()
 
 
-def fuzz(work, n, seed, seeds, folder):
-    """What came of each of `n` files, as counts; the files that broke a promise; the longest time in seconds."""
-    context = multiprocessing.get_context("fork")
-    counts, broken, longest, first = Counter(), [], 0.0, 0
-    while first < n:
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(work, range(first, n), seed, seeds, folder, theirs))
-        child.start()
+def _peak():
+    """The most memory that this process held, in MiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
+def _seconds_of(process):
+    """Processor time that another process took so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Found:
+    """What came of files.
+
+    Attributes:
+        counts: Outcomes.
+        by_damage: Outcomes of each kind of damage.
+        broken: The files that broke a promise, and how.
+        longest: The longest processor time for one file, in seconds.
+        peak: The most memory that a process held beyond what it began with, in MiB.
+    """
+
+    counts: Counter = field(default_factory=Counter)
+    by_damage: defaultdict = field(default_factory=lambda: defaultdict(Counter))
+    broken: list = field(default_factory=list)
+    longest: float = 0.0
+    peak: int = 0
+
+    def add(self, number, said, damage=""):
+        """One more file."""
+        self.counts[said.split(":")[0]] += 1
+        if damage:
+            self.by_damage[damage][said] += 1
+        if said.startswith(("ESCAPED", "a ")):
+            self.broken.append((number, said))
+
+
+class Reader:
+    """One process that reads its share of the files, started again after each file at which it ended."""
+
+    def __init__(self, found, work, numbers, *rest):
+        self.found, self.work, self.left, self.rest = found, work, list(numbers), rest
+        self.start()
+
+    def start(self):
+        context = multiprocessing.get_context("fork")
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self.child = context.Process(target=_child, args=(self.work, tuple(self.left), *self.rest, theirs))
+        self.child.start()
         theirs.close()
-        number, began = first, time.monotonic()
-        while True:
-            try:
-                heard = ours.recv() if ours.poll(SECONDS) else "a hang"
-            except EOFError:
-                heard = "a crash"
-            if isinstance(heard, str):
-                break
-            number, said = heard
-            if said == "began":
-                began = time.monotonic()
-                continue
-            longest = max(longest, time.monotonic() - began)
-            counts[said.split(":")[0]] += 1
-            if said.startswith("ESCAPED"):
-                broken.append((number, said))
-            first = number + 1
-        child.kill()
-        child.join()
-        if first < n:
-            counts[heard] += 1
-            broken.append((number, heard))
-            first = number + 1
-    return counts, broken, longest
+        self.began = time.monotonic(), 0.0
+
+    def hangs(self):
+        """Whether the file at hand takes too long."""
+        wall, processor = self.began
+        return _seconds_of(self.child.pid) - processor > SECONDS or time.monotonic() - wall > WALL_SECONDS
+
+    def hear(self):
+        """What the process has to say; a crash where it ended before its files did."""
+        try:
+            number, said, damage, memory, seconds = self.pipe.recv()
+        except EOFError:
+            return self.end("a crash") if self.left else self.stop()
+        if said == "began":
+            self.began = time.monotonic(), _seconds_of(self.child.pid)
+            return None
+        self.found.longest = max(self.found.longest, seconds)
+        self.found.peak = max(self.found.peak, memory)
+        self.found.add(number, said, damage)
+        self.left.remove(number)
+        return None
+
+    def end(self, said):
+        """The file at hand broke off; go on after it."""
+        self.stop()
+        self.found.add(self.left.pop(0), said)
+        if self.left:
+            self.start()
+
+    def stop(self):
+        self.child.kill()
+        self.child.join()
+        self.pipe.close()
+        self.pipe = None
 
 
-def fuzz_media(n, seed, folder):
+def fuzz(work, n, seed, seeds, folder, workers=1):
+    """What came of each of `n` files."""
+    found = Found()
+    readers = [Reader(found, work, range(i, n, workers), seed, seeds, folder) for i in range(min(workers, n))]
+    while busy := [reader for reader in readers if reader.pipe is not None]:
+        ready = wait([reader.pipe for reader in busy], timeout=1.0)
+        for reader in busy:
+            if reader.pipe in ready:
+                reader.hear()
+            elif reader.hangs():
+                reader.end("a hang")
+    return found
+
+
+def fuzz_media(n, seed, folder, workers=1):
     """Damaged media files."""
     (folder / "seeds").mkdir()
-    return fuzz(read_media, n, seed, media_seeds(folder / "seeds"), folder)
+    model = HookedAVModel.from_pretrained("avlens-tiny")
+    cli._load, loads = lambda *_: model, cli._load  # Checkpoints are read below.
+    try:
+        return fuzz(read_media, n, seed, media_seeds(folder / "seeds"), folder, workers)
+    finally:
+        cli._load = loads
 
 
-def fuzz_checkpoints(n, seed, folder):
+def fuzz_checkpoints(n, seed, folder, workers=1):
     """Damaged checkpoints."""
-    return fuzz(load_checkpoint, n, seed, [checkpoint_seed(folder / "seed")], folder)
+    (folder / "seeds").mkdir()
+    return fuzz(load_checkpoint, n, seed, checkpoint_seeds(folder / "seeds"), folder, workers)
 
 
 def main():
@@ -289,15 +478,23 @@ def main():
     parser.add_argument("what", choices=["media", "checkpoints"])
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
     given = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         run = fuzz_media if given.what == "media" else fuzz_checkpoints
         start = time.monotonic()
-        counts, broken, longest = run(given.files, given.seed, Path(folder))
-    lines = [f"{given.files} files in {time.monotonic() - start:.0f} s, the longest {longest:.1f} s"]
-    lines += [f"  {count:6d} {what}" for what, count in counts.most_common()] + [f"BROKEN {one}" for one in broken[:40]]
+        found = run(given.files, given.seed, Path(folder), given.workers)
+    lines = [
+        f"{given.files} files, seed {given.seed}, in {time.monotonic() - start:.0f} s; the longest {found.longest:.1f} s; "
+        f"at most {found.peak} MiB beyond the start"
+    ]
+    lines += [f"  {count:6d} {what}" for what, count in found.counts.most_common()]
+    for damage, outcomes in sorted(found.by_damage.items()):
+        lines.append(f"  {damage:32s} " + ", ".join(f"{count} {what}" for what, count in outcomes.most_common()))
+    lines += [f"BROKEN {one}" for one in found.broken[:40]]
     sys.stdout.write("\n".join(lines) + "\n")
-    raise SystemExit(1 if broken else 0)
+    raise SystemExit(1 if found.broken else 0)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,16 @@ pytestmark = [
 
 
 def test_damaged_media_end_in_our_errors(tmp_path):
-    counts, broken, longest = fuzz.fuzz_media(150, 7, tmp_path)
-    assert broken == [] and longest < fuzz.SECONDS
-    assert counts["MediaError"] > 20 and counts["read"] + counts["read with a warning"] > 20 and counts.total() == 150
+    found = fuzz.fuzz_media(150, 7, tmp_path)
+    assert found.broken == [] and found.longest < fuzz.SECONDS
+    assert found.counts["MediaError"] > 20 and found.counts["read whole"] + found.counts["read in part"] > 20
+    assert found.counts.total() == 150
+
+
+def test_damaged_checkpoints_end_in_our_errors(tmp_path):
+    found = fuzz.fuzz_checkpoints(100, 7, tmp_path)
+    assert found.broken == [] and found.longest < fuzz.SECONDS
+    assert found.counts["loads and runs"] > 10 and found.counts["CheckpointError"] > 10 and found.counts.total() == 100
 
 
 def test_rounds_of_everything_leave_no_hook_and_no_file_behind(tmp_path):

@@ -30,7 +30,7 @@ from avlens.chat import ChatFamily, Medium, assemble, grid_edges, grid_tokens, m
 from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder, InBlocks
 from avlens.errors import CheckpointError, PromptError
-from avlens.family import GENERIC_SETTINGS, Part, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.family import Part, PromptOptions, Stock
 from avlens.inputs import AVInputs, Media
 from avlens.loading import (
     load_generation_config,
@@ -38,12 +38,14 @@ from avlens.loading import (
     load_weights,
     random_model,
     read_json,
+    read_settings,
     save_settings,
     save_weights,
     tiny_sizes,
 )
 from avlens.media import Clip
 from avlens.sandwich import LayerInputs, SandwichBlock
+from avlens.settings import check_settings, known, one_of, passed_on
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import tiny_tokenizer
 
@@ -87,15 +89,15 @@ class Gemma4(ChatFamily):
             raise CheckpointError(
                 "this Gemma 4 has no audio_config or no vision_config, so it cannot both hear and see. E2B and E4B do."
             )
-        check_settings(config, rules=_WHOLE, harmless=GENERIC_SETTINGS, where="", ignore=ignore)
+        check_settings(config, rules=_WHOLE, where="", ignore=ignore, needs=("text_config",))
         for name, rules in (("text_config", _TEXT), ("audio_config", _AUDIO), ("vision_config", _VISION)):
-            check_settings(config[name], rules=rules, harmless=GENERIC_SETTINGS, where=name, ignore=ignore)
+            check_settings(config[name], rules=rules, where=name, ignore=ignore)
 
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["Gemma4", Stock]:
         """Load a folder in the released key layout."""
         written = read_json(folder / "config.json")
-        config = Gemma4Config.from_dict(written)
+        config = Gemma4Config.from_dict(passed_on(written))
         config.dtype = config.dtype or written.get("torch_dtype")
         model = load_weights(
             Gemma4ForConditionalGeneration,
@@ -109,8 +111,10 @@ class Gemma4(ChatFamily):
         if tokenizer.chat_template is None:
             raise CheckpointError(f"{folder} has no chat template. Put chat_template.jinja beside config.json.")
         model.generation_config = load_generation_config(folder, tokenizer)
-        processor = read_json(folder / "processor_config.json") or read_json(folder / "preprocessor_config.json")
-        return cls(model.config, tokenizer, processor, read_json(folder / "avlens.json")), _stock(model)
+        processor = read_settings(folder / "processor_config.json") or read_settings(
+            folder / "preprocessor_config.json"
+        )
+        return cls(model.config, tokenizer, processor, read_settings(folder / "avlens.json")), _stock(model)
 
     @classmethod
     def tiny(cls, seed: int, sizes: Mapping[str, Any]) -> tuple["Gemma4", Stock]:
@@ -387,22 +391,20 @@ def _section(processor: Mapping[str, Any], name: str, known: Sequence[str]) -> d
     return {setting: section[setting] for setting in known if setting in section}
 
 
-_WHOLE = dict.fromkeys(
-    ["text_config", "audio_config", "vision_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id",
-     "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id", "tie_word_embeddings"],
-    any_value,
+_WHOLE = known(
+    "text_config", "audio_config", "vision_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id",
+    "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id", "tie_word_embeddings",
 )  # fmt: skip
 
 _TEXT = {
-    **dict.fromkeys(
-        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "head_dim", "global_head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-         "sliding_window", "layer_types", "final_logit_softcapping", "vocab_size_per_layer_input",
-         "hidden_size_per_layer_input", "num_kv_shared_layers", "use_double_wide_mlp", "num_experts", "top_k_experts",
-         "moe_intermediate_size", "expert_intermediate_size"],
-        any_value,
+    **known(
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "global_head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "sliding_window",
+        "layer_types", "final_logit_softcapping", "vocab_size_per_layer_input", "hidden_size_per_layer_input",
+        "num_kv_shared_layers", "use_double_wide_mlp", "num_experts", "top_k_experts", "moe_intermediate_size",
+        "expert_intermediate_size",
+        "num_global_key_value_heads",  # Read only where keys are values.
     ),
-    "num_global_key_value_heads": any_value,  # Read only where keys are values.
     "hidden_activation": one_of("gelu_pytorch_tanh"), "attention_bias": one_of(False), "attention_k_eq_v": one_of(False),
     "enable_moe_block": one_of(False), "use_bidirectional_attention": one_of(None),
     "rope_parameters": lambda rope: _known_rope(rope),
@@ -410,19 +412,17 @@ _TEXT = {
 }  # fmt: skip
 
 # The towers are transformers' own modules, which compute whatever their config classes know.
-_AUDIO = dict.fromkeys(
-    ["hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "subsampling_conv_channels", "conv_kernel_size",
-     "residual_weight", "attention_chunk_size", "attention_context_left", "attention_context_right", "attention_logit_cap",
-     "attention_invalid_logits_value", "use_clipped_linears", "rms_norm_eps", "gradient_clipping", "output_proj_dims",
-     "tie_word_embeddings"],
-    any_value,
+_AUDIO = known(
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "subsampling_conv_channels", "conv_kernel_size",
+    "residual_weight", "attention_chunk_size", "attention_context_left", "attention_context_right", "attention_logit_cap",
+    "attention_invalid_logits_value", "use_clipped_linears", "rms_norm_eps", "gradient_clipping", "output_proj_dims",
+    "tie_word_embeddings",
 )  # fmt: skip
-_VISION = dict.fromkeys(
-    ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-     "global_head_dim", "hidden_activation", "rms_norm_eps", "max_position_embeddings", "attention_bias", "rope_parameters",
-     "pooling_kernel_size", "patch_size", "position_embedding_size", "use_clipped_linears", "standardize",
-     "default_output_length", "tie_word_embeddings"],
-    any_value,
+_VISION = known(
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "global_head_dim", "hidden_activation", "rms_norm_eps", "max_position_embeddings", "attention_bias", "rope_parameters",
+    "pooling_kernel_size", "patch_size", "position_embedding_size", "use_clipped_linears", "standardize",
+    "default_output_length", "tie_word_embeddings",
 )  # fmt: skip
 
 
@@ -430,10 +430,13 @@ def _known_rope(rope: Mapping[str, Any] | None) -> bool:
     """Whether rotary settings ask for plain frequencies, of which global blocks may turn the first share only."""
     if rope is None:
         return True
-    near, far = (rope.get(kind) or {} for kind in ("sliding_attention", "full_attention"))
+    if set(rope) != {"sliding_attention", "full_attention"} or not all(
+        isinstance(one, Mapping) for one in rope.values()
+    ):
+        return False
+    near, far = rope["sliding_attention"], rope["full_attention"]
     return (
-        set(rope) == {"sliding_attention", "full_attention"}
-        and set(near) <= {"rope_type", "rope_theta"}
+        set(near) <= {"rope_type", "rope_theta"}
         and near.get("rope_type", "default") == "default"
         and set(far) <= {"rope_type", "rope_theta", "partial_rotary_factor"}
         and far.get("rope_type") in ("default", "proportional")

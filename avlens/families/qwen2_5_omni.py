@@ -27,10 +27,11 @@ from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import window_order
 from avlens.errors import PromptError
-from avlens.family import Stock, any_value, one_of
+from avlens.family import Stock
 from avlens.inputs import Media
 from avlens.loading import random_model, tiny_sizes
 from avlens.media import Clip
+from avlens.settings import known, one_of
 from avlens.thinkers import (
     Thinker,
     check_thinker,
@@ -194,70 +195,38 @@ _OUTER = frozenset(
 )  # fmt: skip
 
 _THINKER = {
-    "text_config": any_value, "audio_config": any_value, "vision_config": any_value, "audio_token_index": any_value,
-    "image_token_index": any_value, "video_token_index": any_value, "audio_token_id": any_value, "image_token_id": any_value,
-    "video_token_id": any_value, "position_id_per_seconds": any_value, "seconds_per_chunk": any_value,
-    "audio_start_token_id": any_value, "audio_end_token_id": any_value, "vision_start_token_id": any_value,
-    "vision_end_token_id": any_value, "vision_token_id": any_value, "user_token_id": any_value, "tie_word_embeddings": any_value,
-    "hidden_size": any_value, "num_attention_heads": any_value,
+    **known(
+        "text_config", "audio_config", "vision_config", "audio_token_index", "image_token_index", "video_token_index",
+        "audio_token_id", "image_token_id", "video_token_id", "position_id_per_seconds", "seconds_per_chunk",
+        "audio_start_token_id", "audio_end_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id",
+        "user_token_id", "tie_word_embeddings", "hidden_size", "num_attention_heads",
+    ),
 }  # fmt: skip
 
 _TEXT = {
-    "vocab_size": any_value, "hidden_size": any_value, "intermediate_size": any_value, "num_hidden_layers": any_value,
-    "num_attention_heads": any_value, "num_key_value_heads": any_value, "head_dim": any_value, "hidden_act": one_of("silu"),
-    "max_position_embeddings": any_value, "rms_norm_eps": any_value, "tie_word_embeddings": any_value,
-    "use_sliding_window": one_of(False), "sliding_window": any_value, "max_window_layers": any_value,
+    **known(
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "sliding_window", "max_window_layers",
+        "rope_theta",
+    ),
+    "hidden_act": one_of("silu"),
+    "use_sliding_window": one_of(False),
     "layer_types": lambda kinds: kinds is None or set(kinds) <= {"full_attention"},
-    "rope_theta": any_value, "rope_scaling": lambda rope: _plain_rope(rope), "rope_parameters": lambda rope: _plain_rope(rope),
+    "rope_scaling": lambda rope: _plain_rope(rope), "rope_parameters": lambda rope: _plain_rope(rope),
 }  # fmt: skip
 
 # The towers are transformers' own modules, which compute whatever their config classes know.
-_AUDIO = dict.fromkeys(
-    [
-        "num_mel_bins",
-        "encoder_layers",
-        "encoder_attention_heads",
-        "encoder_ffn_dim",
-        "d_model",
-        "activation_function",
-        "scale_embedding",
-        "max_source_positions",
-        "n_window",
-        "output_dim",
-        "num_hidden_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "intermediate_size",
-        "tie_word_embeddings",
-    ],
-    any_value,
-)
-_VISION = dict.fromkeys(
-    [
-        "depth",
-        "hidden_size",
-        "hidden_act",
-        "intermediate_size",
-        "num_heads",
-        "in_channels",
-        "in_chans",
-        "embed_dim",
-        "patch_size",
-        "spatial_merge_size",
-        "spatial_patch_size",
-        "temporal_patch_size",
-        "window_size",
-        "out_hidden_size",
-        "fullatt_block_indexes",
-        "rope_parameters",
-        "rope_theta",
-        "tokens_per_second",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "tie_word_embeddings",
-    ],
-    any_value,
-)
+_AUDIO = known(
+    "num_mel_bins", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", "activation_function",
+    "scale_embedding", "max_source_positions", "n_window", "output_dim", "num_hidden_layers", "hidden_size",
+    "num_attention_heads", "intermediate_size", "tie_word_embeddings",
+)  # fmt: skip
+_VISION = known(
+    "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "in_chans", "embed_dim",
+    "patch_size", "spatial_merge_size", "spatial_patch_size", "temporal_patch_size", "window_size", "out_hidden_size",
+    "fullatt_block_indexes", "rope_parameters", "rope_theta", "tokens_per_second", "num_hidden_layers", "num_attention_heads",
+    "tie_word_embeddings",
+)  # fmt: skip
 
 
 def _plain_rope(rope: Mapping[str, Any] | None) -> bool:

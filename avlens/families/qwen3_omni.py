@@ -28,10 +28,11 @@ from avlens.decoder import DecoderConfig, device_of
 from avlens.encoders.hooked import HookedEncoder
 from avlens.encoders.patches import raster_order
 from avlens.errors import CheckpointError, PromptError
-from avlens.family import Stock, any_value, one_of
+from avlens.family import Stock
 from avlens.inputs import Media
 from avlens.loading import random_model, tiny_sizes
 from avlens.media import Clip
+from avlens.settings import known, one_of
 from avlens.thinkers import (
     Thinker,
     check_thinker,
@@ -187,20 +188,18 @@ _OUTER = frozenset(
      "im_start_token_id", "system_token_id", "user_token_id", "tts_bos_token_id", "tts_eos_token_id", "tts_pad_token_id"]
 )  # fmt: skip
 
-_THINKER = dict.fromkeys(
-    ["text_config", "audio_config", "vision_config", "audio_token_id", "image_token_id", "video_token_id",
-     "position_id_per_seconds", "seconds_per_chunk", "audio_start_token_id", "audio_end_token_id", "vision_start_token_id",
-     "vision_end_token_id", "user_token_id", "tie_word_embeddings"],
-    any_value,
+_THINKER = known(
+    "text_config", "audio_config", "vision_config", "audio_token_id", "image_token_id", "video_token_id",
+    "position_id_per_seconds", "seconds_per_chunk", "audio_start_token_id", "audio_end_token_id", "vision_start_token_id",
+    "vision_end_token_id", "user_token_id", "tie_word_embeddings",
 )  # fmt: skip
 
 _TEXT = {
-    **dict.fromkeys(
-        ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-         "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "sliding_window", "max_window_layers",
-         "moe_intermediate_size", "num_experts_per_tok", "num_experts", "norm_topk_prob", "output_router_logits",
-         "router_aux_loss_coef", "tie_word_embeddings"],
-        any_value,
+    **known(
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "sliding_window", "max_window_layers",
+        "moe_intermediate_size", "num_experts_per_tok", "num_experts", "norm_topk_prob", "output_router_logits",
+        "router_aux_loss_coef", "tie_word_embeddings",
     ),
     "hidden_act": one_of("silu"), "attention_bias": one_of(False), "use_sliding_window": one_of(False),
     "decoder_sparse_step": one_of(1), "mlp_only_layers": one_of([], None), "shared_expert_intermediate_size": one_of(0, None),
@@ -209,20 +208,18 @@ _TEXT = {
 }  # fmt: skip
 
 # The towers are transformers' own modules, which compute whatever their config classes know.
-_AUDIO = dict.fromkeys(
-    ["num_mel_bins", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", "activation_function",
-     "scale_embedding", "max_source_positions", "n_window", "output_dim", "n_window_infer", "conv_chunksize",
-     "downsample_hidden_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
-     "tie_word_embeddings"],
-    any_value,
+_AUDIO = known(
+    "num_mel_bins", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "d_model", "activation_function",
+    "scale_embedding", "max_source_positions", "n_window", "output_dim", "n_window_infer", "conv_chunksize",
+    "downsample_hidden_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size",
+    "tie_word_embeddings",
 )  # fmt: skip
 _VISION = {
-    **dict.fromkeys(
-        ["depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "in_chans", "patch_size",
-         "spatial_merge_size", "spatial_patch_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings",
-         "deepstack_visual_indexes", "rope_parameters", "rope_theta", "tokens_per_second", "image_size",
-         "num_hidden_layers", "num_attention_heads", "tie_word_embeddings"],
-        any_value,
+    **known(
+        "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "in_chans", "patch_size",
+        "spatial_merge_size", "spatial_patch_size", "temporal_patch_size", "out_hidden_size", "num_position_embeddings",
+        "deepstack_visual_indexes", "rope_parameters", "rope_theta", "tokens_per_second", "image_size", "num_hidden_layers",
+        "num_attention_heads", "tie_word_embeddings",
     ),
     "apply_vit_abs_pos_embed": one_of(True),
 }  # fmt: skip

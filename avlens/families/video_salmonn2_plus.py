@@ -46,16 +46,7 @@ from avlens.encoders.qformer import (
     whisper_mel,
 )
 from avlens.errors import PromptError
-from avlens.family import (
-    GENERIC_SETTINGS,
-    Part,
-    Positions,
-    PromptOptions,
-    Stock,
-    any_value,
-    check_settings,
-    one_of,
-)
+from avlens.family import Part, Positions, PromptOptions, Stock
 from avlens.inputs import AVInputs, Media
 from avlens.loading import (
     load_generation_config,
@@ -64,11 +55,13 @@ from avlens.loading import (
     load_weights,
     random_model,
     read_json,
+    read_settings,
     save_settings,
     save_weights,
     tiny_sizes,
 )
 from avlens.media import Clip
+from avlens.settings import check_settings, known, one_of
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import chat_template, tiny_tokenizer
 
@@ -145,6 +138,7 @@ class VideoSalmonn2Plus(ChatFamily):
         self.config = _configs(raw)
         self.cfg = _decoder_config(self.config)
         self.mel = whisper_mel(self.config.audio_config.num_mel_bins)
+        self.video_pixels = int(settings.get("video_pixels") or 0)
         vision = self.config.vision_config
         self.rules = PatchRules(
             patch=vision.patch_size, merge=vision.spatial_merge_size, temporal=vision.temporal_patch_size,
@@ -157,19 +151,20 @@ class VideoSalmonn2Plus(ChatFamily):
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> bool:
         """Whether config.json is Qwen2.5-VL's with an audio encoder and a Q-Former beside the vision tower."""
-        audio = config.get("audio_config") or {}
-        return config.get("model_type") == "qwen2_5_vl" and "qformer_config" in audio
+        audio = config.get("audio_config")
+        return config.get("model_type") == "qwen2_5_vl" and isinstance(audio, Mapping) and "qformer_config" in audio
 
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
         """Refuse a config with a setting that nobody handled."""
         audio = config["audio_config"]
         sections = (
-            ("", config, _TEXT), ("vision_config", config["vision_config"], _VISION), ("audio_config", audio, _AUDIO),
-            ("audio_config.qformer_config", audio["qformer_config"], _QFORMER),
+            ("", config, _TEXT, _NEEDED), ("vision_config", config.get("vision_config"), _VISION, ()),
+            ("audio_config", audio, _AUDIO, ("d_model", "second_per_window", "second_stride")),
+            ("audio_config.qformer_config", audio["qformer_config"], _QFORMER, ()),
         )  # fmt: skip
-        for where, section, rules in sections:
-            check_settings(section, rules=rules, harmless=GENERIC_SETTINGS, where=where, ignore=ignore)
+        for where, section, rules, needs in sections:
+            check_settings(section, rules=rules, where=where, ignore=ignore, needs=needs)
 
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["VideoSalmonn2Plus", Stock]:
@@ -182,7 +177,7 @@ class VideoSalmonn2Plus(ChatFamily):
         )
         tokenizer = load_tokenizer(folder, config)
         model.generation_config = load_generation_config(folder, tokenizer)
-        settings = read_json(folder / "avlens.json")
+        settings = read_settings(folder / "avlens.json")
         return cls(raw, tokenizer, load_preprocessor(folder), settings), _stock(model)
 
     @classmethod
@@ -269,7 +264,7 @@ class VideoSalmonn2Plus(ChatFamily):
             )
         scale = 0.95 * MAX_FRAMES / len(clip.frames) if len(clip.frames) < MAX_FRAMES else 1.0
         low = options.min_pixels or self.settings.get("min_pixels") or MIN_PIXELS
-        high = options.max_pixels or self.settings.get("video_pixels") or int(scale * VIDEO_PIXELS)
+        high = options.max_pixels or self.video_pixels or int(scale * VIDEO_PIXELS)
         patches = cut_patches(clip.frames, self.rules, low, high)
         per_grid = self.rules.temporal / (options.nominal_fps or clip.fps)
         said = 1.0 if options.positions == "released" else per_grid
@@ -383,42 +378,46 @@ def _released(name: str) -> str:
 _SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
           "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
 
+_NEEDED = (
+    *_SHAPE, "rope_theta", "rope_scaling", "vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id",
+)  # fmt: skip
+
 _TEXT = {
-    **dict.fromkeys(_SHAPE, any_value), "hidden_act": one_of("silu"), "vision_config": any_value, "audio_config": any_value,
-    "image_token_id": any_value, "video_token_id": any_value, "audio_token_id": any_value, "vision_token_id": any_value,
-    "vision_start_token_id": any_value, "vision_end_token_id": any_value, "tie_word_embeddings": any_value,
-    "use_sliding_window": one_of(False), "sliding_window": any_value, "max_window_layers": any_value,
-    "rope_theta": any_value, "rope_scaling": lambda rope: _plain_rope(rope),
+    **known(
+        "vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id", "vision_token_id",
+        "vision_start_token_id", "vision_end_token_id", "tie_word_embeddings", "sliding_window", "max_window_layers",
+        "rope_theta",
+    ),
+    **known(*_SHAPE), "hidden_act": one_of("silu"), "use_sliding_window": one_of(False),
+    "rope_scaling": lambda rope: _plain_rope(rope),
 }  # fmt: skip
 
 _VISION_SHAPE = (
     "depth", "hidden_size", "hidden_act", "intermediate_size", "num_heads", "in_channels", "patch_size", "spatial_merge_size",
     "temporal_patch_size", "window_size", "out_hidden_size", "fullatt_block_indexes",
 )  # fmt: skip
-_VISION = dict.fromkeys(
-    [*_VISION_SHAPE, "in_chans", "spatial_patch_size", "tokens_per_second", "tie_word_embeddings"], any_value
-)
+_VISION = known(*_VISION_SHAPE, "in_chans", "spatial_patch_size", "tokens_per_second", "tie_word_embeddings")
 
-_AUDIO = dict.fromkeys(
-    ["qformer_config", "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
-     "activation_function", "num_hidden_layers", "scale_embedding", "max_source_positions", "second_per_window",
-     "second_stride", "tie_word_embeddings"],
-    any_value,
+_AUDIO = known(
+    "qformer_config", "num_mel_bins", "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim",
+    "activation_function", "num_hidden_layers", "scale_embedding", "max_source_positions", "second_per_window",
+    "second_stride", "tie_word_embeddings",
 )  # fmt: skip
 
 _QFORMER = {
-    **dict.fromkeys(
-        ["hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "intermediate_size", "layer_norm_eps",
-         "encoder_width", "cross_attention_freq", "out_hidden_size", "hidden_dropout_prob", "attention_probs_dropout_prob",
-         "max_position_embeddings", "type_vocab_size", "classifier_dropout", "tie_word_embeddings"],
-        any_value,
+    **known(
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "intermediate_size", "layer_norm_eps",
+        "encoder_width", "cross_attention_freq", "out_hidden_size", "hidden_dropout_prob", "attention_probs_dropout_prob",
+        "max_position_embeddings", "type_vocab_size", "classifier_dropout", "tie_word_embeddings",
     ),
     "query_length": one_of(1), "position_embedding_type": one_of("absolute"),
 }  # fmt: skip
 
 
-def _plain_rope(rope: Mapping[str, Any]) -> bool:
+def _plain_rope(rope: Mapping[str, Any] | None) -> bool:
     """Whether rotary settings ask for nothing but a section per axis."""
+    if rope is None or "mrope_section" not in rope:
+        return False
     kinds = {rope.get("rope_type", "default"), rope.get("type", "default")}
     return kinds <= {"default", "mrope"} and set(rope) <= {"rope_type", "type", "mrope_section"}
 

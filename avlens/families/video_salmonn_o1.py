@@ -51,7 +51,7 @@ from avlens.encoders.qformer import (
     whisper_mel,
 )
 from avlens.errors import PromptError
-from avlens.family import GENERIC_SETTINGS, PromptOptions, Stock, any_value, check_settings, one_of
+from avlens.family import PromptOptions, Stock
 from avlens.inputs import Media
 from avlens.loading import (
     load_generation_config,
@@ -59,11 +59,13 @@ from avlens.loading import (
     load_weights,
     random_model,
     read_json,
+    read_settings,
     save_settings,
     save_weights,
     tiny_sizes,
 )
 from avlens.media import Clip
+from avlens.settings import check_settings, known, one_of
 from avlens.tokens import Modality, Segment, TokenMap
 from avlens.zoo.tokenizer import chat_template, tiny_tokenizer
 
@@ -203,12 +205,13 @@ class VideoSalmonnO1(ChatFamily):
     @classmethod
     def check(cls, config: Mapping[str, Any], ignore: Sequence[str] = ()) -> None:
         """Refuse a config with a setting that nobody handled."""
-        check_settings(config, rules=_RULES, harmless=GENERIC_SETTINGS | _HARMLESS, where="", ignore=ignore)
+        needs = (*_SHAPE, "rope_theta")
+        check_settings(config, rules=_RULES, where="", ignore=ignore, harmless=_HARMLESS, needs=needs)
 
     @classmethod
     def load(cls, folder: Path, **load_options: Any) -> tuple["VideoSalmonnO1", Stock]:
         """Load a folder in the released key layout."""
-        raw, settings = read_json(folder / "config.json"), read_json(folder / "avlens.json")
+        raw, settings = read_json(folder / "config.json"), read_settings(folder / "avlens.json")
         config = _configs(raw, settings)
         config.dtype = raw.get("dtype", raw.get("torch_dtype"))
         model = load_weights(
@@ -406,12 +409,16 @@ _SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
           "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
 
 _RULES = {
-    **dict.fromkeys(_SHAPE, any_value), "hidden_act": one_of("silu"), "rope_theta": any_value, "rope_scaling": one_of(None),
-    "use_sliding_window": one_of(False), "sliding_window": any_value, "max_window_layers": any_value,
-    "tie_word_embeddings": any_value, "mm_projector_type": one_of("mlp2x_gelu"), "multi_frame_projector": one_of(False),
+    **known(
+        "rope_theta", "sliding_window", "max_window_layers", "tie_word_embeddings", "mm_spatial_pool_stride",
+        "mm_hidden_size",
+    ),
+    **known(*_SHAPE), "hidden_act": one_of("silu"), "rope_scaling": one_of(None),
+    "use_sliding_window": one_of(False),
+    "mm_projector_type": one_of("mlp2x_gelu"), "multi_frame_projector": one_of(False),
     "mm_patch_merge_type": one_of("spatial_unpad"), "use_mm_proj": one_of(True), "mm_vision_select_layer": one_of(-2),
-    "mm_vision_select_feature": one_of("patch"), "mm_newline_position": one_of("grid"), "mm_spatial_pool_stride": any_value,
-    "mm_pooling_position": one_of("before", "after"), "mm_spatial_pool_mode": one_of("max"), "mm_hidden_size": any_value,
+    "mm_vision_select_feature": one_of("patch"), "mm_newline_position": one_of("grid"),
+    "mm_pooling_position": one_of("before", "after"), "mm_spatial_pool_mode": one_of("max"),
     "mm_resampler_type": one_of("spatial_pool", None), "mm_use_im_start_end": one_of(False),
     "modality_max_length": one_of("None", None), "mf_split_init": one_of(False), "use_pos_skipping": one_of(False),
     "add_faster_video": one_of(False),

@@ -24,7 +24,10 @@ from avlens.errors import MediaError
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 _CHUNK = 1 << 16  # samples
 _BT709, _LIMITED = 1, 1  # FFmpeg's numbers for these
+_FASTEST = 768_000  # Hz; a resampler's filter grows with the rates
 _LOUDEST = 16.0  # samples beyond this are integers that nobody scaled; codecs overshoot 1 by far less
+
+_DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
 
 Samples = Float32[np.ndarray, " chunk"]
 
@@ -137,6 +140,21 @@ def as_float(samples: Shaped[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes
     return ((samples.astype(np.float64) - silent) / half).astype(np.float32)
 
 
+def channels_of(frame: Any) -> Shaped[np.ndarray, "channel sample"]:
+    """The samples of PyAV's frame, whose own `to_ndarray` reads beyond its channels where there are eight or more.
+
+    Raises:
+        MediaError: If they are of a type that nobody writes.
+    """
+    dtype = _DTYPES.get(frame.format.name.removesuffix("p"))
+    if dtype is None:
+        raise MediaError(f"Sound of {frame.format.name} samples cannot be read. Convert it to 16 bits, or to floats.")
+    n, planar = frame.layout.nb_channels, frame.format.is_planar
+    count = frame.samples if planar else frame.samples * n
+    planes = [np.frombuffer(plane, dtype, count) for plane in frame.planes[: n if planar else 1]]
+    return np.stack(planes) if planar else planes[0].reshape(-1, n).T
+
+
 def fit(waveform: Float32[Tensor, " sample"], length: int) -> Float32[Tensor, " length"]:
     """Cut, or filled up with silence, to `length` samples."""
     return F.pad(waveform[:length], (0, max(0, length - len(waveform))))
@@ -154,11 +172,20 @@ def joined(chunks: Iterable[Samples]) -> Float32[Tensor, " sample"]:
 
 
 def resampled(chunks: Iterable[tuple[int, Samples]], new_rate: int) -> Iterator[Samples]:
-    """Stretches of sound, each with its rate, as stretches at one rate."""
+    """Stretches of sound, each with its rate, as stretches at one rate.
+
+    Raises:
+        MediaError: If a rate is higher than any that sound is kept at.
+    """
     for rate, run in itertools.groupby(chunks, key=lambda chunk: chunk[0]):
         if rate == new_rate:
             yield from (samples for _, samples in run)
             continue
+        if max(rate, new_rate) > _FASTEST:
+            raise MediaError(
+                f"Sound at {rate} Hz cannot be brought to {new_rate} Hz. Give rates of at most {_FASTEST} Hz, or copy the file "
+                "again."
+            )
         resampler, at = av.AudioResampler(format="flt", layout="mono", rate=new_rate), 0
         for _, samples in run:
             frames = resampler.resample(_audio_frame(samples, rate, "flt", at)) if len(samples) else []

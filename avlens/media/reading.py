@@ -33,7 +33,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
 from avlens.errors import MediaError
-from avlens.media.codec import Samples, as_float, joined, resampled, resize, silence
+from avlens.media.codec import Samples, as_float, channels_of, joined, resampled, resize, silence
 from avlens.media.scanning import AudioTrack, Contents, VideoTrack, opened, packets, scan
 
 # Containers with an index, in which a seek lands where it should.
@@ -99,10 +99,15 @@ def read_file(path: Path, wanted: Wanted, *, video: bool, audio: bool) -> tuple[
     Raises:
         MediaError: If the file cannot be read, or nothing of what was asked for is in it.
     """
-    contents = scan(path)
-    check_piece(wanted.start, wanted.end, contents.seconds, str(path))
-    film = _read_film(contents, contents.video, wanted) if video and contents.video is not None else None
-    sound = _read_sound(contents, contents.audio, wanted) if audio and contents.audio is not None else None
+    try:
+        contents = scan(path)
+        check_piece(wanted.start, wanted.end, contents.seconds, str(path))
+        film = _read_film(contents, contents.video, wanted) if video and contents.video is not None else None
+        sound = _read_sound(contents, contents.audio, wanted) if audio and contents.audio is not None else None
+    except av.FFmpegError as error:
+        raise MediaError(
+            f"{path} cannot be read: {error.strerror or error}. It is damaged: copy or record it again."
+        ) from error
     if film is None and sound is None:
         _refuse_nothing(contents, wanted, video=video, audio=audio)
     _warn_of_damage(contents, film, sound)
@@ -254,6 +259,11 @@ def _pictures(decoder: _Decoder, track: VideoTrack, shown: slice) -> Iterator[tu
 
 def _as_tensor(frame: Any, wanted: Wanted, size: Sequence[int] | None) -> UInt8[Tensor, "3 height width"]:
     """A picture the right way up and no larger than asked for; of `size`, where pictures before it had that."""
+    if 3 * frame.width * frame.height > wanted.max_bytes:
+        raise MediaError(
+            f"A picture of {frame.height}x{frame.width} needs more than max_bytes allows ({wanted.max_bytes / 2**30:.3g} GiB). "
+            "If the file really holds such pictures, raise max_bytes; else it is damaged: copy it again."
+        )
     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     height, width = size or _size_within(wanted.max_pixels, *picture.shape[1:])
@@ -314,10 +324,7 @@ def _mono(decoder: _Decoder, origin: float) -> Iterator[tuple[int, Samples]]:
 
 def _mean_of_channels(frame: Any) -> Samples:
     """All channels count alike; a resampler's own mono of two is louder by the square root of 2."""
-    samples = as_float(frame.to_ndarray())
-    if not frame.format.is_planar:
-        samples = samples.reshape(frame.samples, -1).T
-    mean: Samples = samples.mean(0)
+    mean: Samples = as_float(channels_of(frame)).mean(0)
     return mean
 
 
