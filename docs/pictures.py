@@ -133,6 +133,17 @@ def timeline_part(w: World) -> go.Figure:
     return views.timeline(w.clip, w.inputs.tokens, sinks=w.sinks.tokens & w.inputs.tokens.media, start=1, end=3)
 
 
+def timeline_clips(w: World) -> go.Figure:
+    clips = [w.clip, w.samples[0].clip]
+    tokens = w.model.prepare([clips[0], "and", clips[1]], SOUND).tokens
+    return views.timeline(clips, tokens)
+
+
+def frame_grid(w: World) -> go.Figure:
+    energy, sinks = w.sinks.energy.amax(0), w.sinks.tokens & w.inputs.tokens.media
+    return views.frame_grid(w.clip, w.inputs.tokens, value=energy, name="energy in the sink dimension", sinks=sinks)
+
+
 def attention_full(w: World) -> go.Figure:
     return views.attention_full(w.cache, layer=2, head=0)
 
@@ -283,6 +294,12 @@ def shown(w: World) -> SimpleNamespace:
     return SimpleNamespace(html=page("", f"<main style='padding:8px'>{body}</main>"), select="main", width=WIDTH)
 
 
+def coloured_tokens(w: World) -> SimpleNamespace:
+    name, tokens = "energy in the sink dimension", w.inputs.tokens
+    view = views.coloured_tokens(tokens, w.sinks.energy.amax(0), name=name, sinks=w.sinks.tokens & tokens.media)
+    return SimpleNamespace(html=page("", view.fragment("tokens")), select=".avlens-tokens", width=WIDTH)
+
+
 def _attention(w: World, **options: Any) -> SimpleNamespace:
     view = views.attention(w.cache, layer=2, **options)
     return SimpleNamespace(html=page("", view.fragment("view"), views=True), select=".avlens-view", width=WIDTH + 20)
@@ -333,12 +350,13 @@ def report(w: World) -> SimpleNamespace:
 
 
 FIGURES: Sequence[Callable[[World], go.Figure]] = (
-    timeline, timeline_dark, timeline_part, attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
+    timeline, timeline_dark, timeline_part, timeline_clips, frame_grid,
+    attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
     attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
 )  # fmt: skip
 PAGES: Sequence[Callable[[World], SimpleNamespace]] = (
-    shown, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark, report,
+    shown, coloured_tokens, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark, report,
 )  # fmt: skip
 
 

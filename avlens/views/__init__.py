@@ -32,6 +32,7 @@ from avlens.tables import TraceTable
 from avlens.views.attention import attention, attention_full
 from avlens.views.attention_mass import plot_attention_mass
 from avlens.views.attribution import plot_attribution
+from avlens.views.coloured_tokens import ColouredTokens, coloured_tokens
 from avlens.views.compare import compare
 from avlens.views.discarding import plot_discarding
 from avlens.views.dominance import plot_dominance
@@ -39,6 +40,7 @@ from avlens.views.dynamics import plot_dynamics
 from avlens.views.explorer import PatchExplorer
 from avlens.views.flow import plot_flow
 from avlens.views.flow_graph import flow_graph
+from avlens.views.frame_grid import frame_grid
 from avlens.views.head_dominance import plot_head_dominance
 from avlens.views.head_flow import plot_head_flow
 from avlens.views.hubs import plot_hubs
@@ -63,13 +65,16 @@ from avlens.views.trace_table import plot_trace_table
 from avlens.views.transport import plot_transport
 
 __all__ = [
+    "ColouredTokens",
     "PatchExplorer",
     "Section",
     "View",
     "attention",
     "attention_full",
+    "coloured_tokens",
     "compare",
     "flow_graph",
+    "frame_grid",
     "plot",
     "report",
     "save",

@@ -51,8 +51,8 @@ def plot_attention_mass(attention: AttentionMass) -> go.Figure:
 def _add_group(fig: go.Figure, attention: AttentionMass, i: int, place: int, *, sinks: bool) -> None:
     where = {"row": place // 2 + 1, "col": place % 2 + 1}
     layers = list(attention.layers)
-    for j, (key, (colour, _)) in enumerate(zip(attention.keys, told_apart(len(attention.keys)), strict=True)):
-        colour = MODALITY_COLOURS["special"] if key == REST else MODALITY_COLOURS.get(key, colour)
+    for j, (key, (colour, _)) in enumerate(zip(attention.keys, told_apart(attention.keys), strict=True)):
+        colour = MODALITY_COLOURS["special"] if key == REST else colour
         fig.add_scatter(
             x=layers, y=attention.mass[i, j].double().mean(-1).tolist(), name=escaped(key), legendgroup=key, mode="lines",
             showlegend=place == 0, line={"color": colour, "width": 2}, hovertemplate="%{y:.3f}", **where,

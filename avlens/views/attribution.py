@@ -1,14 +1,9 @@
 """Which component writes the answer into the last position, and from which tokens did it read it?"""
 
-from itertools import cycle
-
 import plotly.graph_objects as go
 
 from avlens.analyses.attribution import LogitAttribution
-from avlens.tokens import Modality
-from avlens.views.style import COLOURS, escaped, figure, joined, origin
-
-_OTHERS = ("#332288", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+from avlens.views.style import colours_of, escaped, figure, joined, origin
 
 
 def plot_attribution(attribution: LogitAttribution) -> go.Figure:
@@ -20,14 +15,14 @@ def plot_attribution(attribution: LogitAttribution) -> go.Figure:
         note=joined(["direct effects on the last position", origin(attribution.made_by, tokens)]),
         height=440,
     )
-    layers, others = list(range(len(attribution.mlp))), cycle(_OTHERS)
-    for i, (name, chosen) in enumerate(attribution.groups.items()):
-        kinds = chosen.tokens.modality[chosen.positions].unique().tolist()
-        media = len(kinds) == 1 and kinds[0] in (Modality.AUDIO, Modality.VIDEO, Modality.IMAGE)
+    layers = list(range(len(attribution.mlp)))
+    for i, ((name, chosen), colour) in enumerate(
+        zip(attribution.groups.items(), colours_of(attribution.groups), strict=True)
+    ):
         fig.add_bar(
             x=layers, y=attribution.heads[:, :, i].sum(1).double().tolist(),
             name=f"heads, from {escaped(name)} (n = {len(chosen):,})",
-            marker_color=COLOURS[Modality(kinds[0])] if media else next(others),
+            marker_color=colour,
             hovertemplate=f"layer %{{x}}, from {escaped(name)}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
     fig.add_bar(

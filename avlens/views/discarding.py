@@ -18,7 +18,7 @@ def plot_discarding(discarding: Discarding) -> go.Figure:
     prompts = counted(discarding.p.shape[1], "prompt") + (", intervals of 95%" if known else "")
     title = f"{counted(len(table) - 1, 'way')} to let tokens leave"
     fig = figure(title, note=joined([prompts, origin(discarding.made_by)]), height=440)
-    for (plan, row), (colour, _) in zip(table.iterrows(), told_apart(len(table)), strict=True):
+    for (plan, row), (colour, _) in zip(table.iterrows(), told_apart([str(plan) for plan in table.index]), strict=True):
         y = row["right"] if known else row["same answer"]
         ends = [row["high"] - y, y - row["low"]] if known and not math.isnan(row["low"]) else [0.0, 0.0]
         mark = {"color": "#333333", "symbol": "diamond"} if plan == PLAIN else {"color": colour, "symbol": "circle"}

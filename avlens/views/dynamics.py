@@ -1,14 +1,10 @@
 """At the step that writes a word, how much does the model read which tokens?"""
 
-from collections.abc import Iterator
-
 import plotly.graph_objects as go
 
 from avlens.analyses.dynamics import AttentionDynamics
-from avlens.tokens import Modality, TokenSet
-from avlens.views.style import COLOURS, counted, escaped, figure, joined, origin
+from avlens.views.style import colours_of, counted, escaped, figure, joined, origin
 
-_OTHERS = ("#332288", "#117733", "#AA4499", "#882255", "#44AA99", "#999933", "#CC6677", "#88CCEE")
 _MOST_TICKS = 64
 
 
@@ -30,7 +26,7 @@ def plot_dynamics(dynamics: AttentionDynamics) -> go.Figure:
     )
     written = [escaped(_visible(string)) for string in dynamics.strings]
     means = dynamics.attention.double().mean(1).tolist()
-    for (name, tokens), y, colour in zip(dynamics.sets.items(), means, _colours(dynamics), strict=True):
+    for (name, tokens), y, colour in zip(dynamics.sets.items(), means, colours_of(dynamics.sets), strict=True):
         fig.add_scatter(
             x=steps, y=y, mode="lines+markers", name=f"{escaped(name)} (n = {len(tokens):,})", customdata=written,
             line={"color": colour, "width": 2}, marker={"size": 5},
@@ -45,24 +41,6 @@ def plot_dynamics(dynamics: AttentionDynamics) -> go.Figure:
         xaxis={"tickvals": steps[::every], "ticktext": written[::every], "tickangle": -60, "showgrid": False, "zeroline": False},
         yaxis={"title": "mean attention per token", "rangemode": "tozero", "exponentformat": "power"},
     )  # fmt: skip
-
-
-def _colours(dynamics: AttentionDynamics) -> Iterator[str]:
-    others, used = 0, set()
-    for tokens in dynamics.sets.values():
-        kind = _kind(tokens)
-        if kind is not None and kind not in used:
-            used.add(kind)
-            yield COLOURS[kind]
-        else:
-            yield _OTHERS[others % len(_OTHERS)]
-            others += 1
-
-
-def _kind(tokens: TokenSet) -> Modality | None:
-    """The modality of all of them."""
-    kinds = tokens.tokens.modality[tokens.positions].unique().tolist()
-    return Modality(kinds[0]) if len(kinds) == 1 else None
 
 
 def _shade(fig: go.Figure, word: str, span: tuple[int, ...]) -> None:

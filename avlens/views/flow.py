@@ -32,7 +32,7 @@ def plot_flow(
     fig = figure(
         f"What cutting {counted(len(chosen), 'edge')} does to the answer", note=_note(flow, measure), height=470
     )
-    for edge, (colour, dash) in zip(chosen, told_apart(len(chosen)), strict=True):
+    for edge, (colour, dash) in zip(chosen, told_apart([str(edge) for edge in chosen]), strict=True):
         curve = flow.curve(edge, measure)
         _add_band(fig, flow.layers, curve, colour)
         forbidden = "" if int(flow.pairs[flow.index(edge)].sum()) else ", which causality forbids"

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import plotly.graph_objects as go
 
 from avlens.analyses.flow import InformationFlow
-from avlens.display import MODALITY_COLOURS
 from avlens.errors import ViewError
-from avlens.views.style import CROSS_MODAL, escaped, figure, joined, origin
+from avlens.tokens import Modality
+from avlens.views.style import COLOURS, CROSS_MODAL, colour_of, escaped, figure, joined, origin
 
 _COLUMNS = (
     ("video", "audio", "image", "candidates", "media", "video + audio"),
@@ -167,7 +167,4 @@ def _along(start: _Place, end: _Place, bend: float, part: float) -> _Place:
 
 
 def _colour(name: str) -> str:
-    plain = {"media": CROSS_MODAL, "video + audio": CROSS_MODAL, "candidates": CROSS_MODAL, "reference": CROSS_MODAL}
-    return plain.get(name) or next(
-        (colour for kind, colour in MODALITY_COLOURS.items() if name.startswith(kind)), MODALITY_COLOURS["text"]
-    )
+    return colour_of(name) or (CROSS_MODAL if name in ("candidates", "reference") else COLOURS[Modality.TEXT])

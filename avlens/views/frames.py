@@ -41,15 +41,15 @@ class Strip:
     edges: Float[Tensor, " column_and_end"]
     n_frames: int
 
-    def places(self, tokens: TokenSet) -> tuple[list[int], list[float], list[float]]:
-        """Positions of the set that are on the strip, with the second and row of each patch's middle."""
+    def places(self, tokens: TokenSet) -> tuple[list[float], list[float]]:
+        """The second and row of the middle of each patch of the set that is on the strip."""
         rows, columns = tokens.holds(self.positions).nonzero().unbind(1)
         middles = (self.edges[1:] + self.edges[:-1])[columns] / 2
-        return self.positions[rows, columns].tolist(), middles.tolist(), (rows + 0.5).tolist()
+        return middles.tolist(), (rows + 0.5).tolist()
 
 
-def strip(video: TokenSet, *, every: int) -> Strip:
-    """Every so many of the frames of some video tokens.
+def strip(video: TokenSet, *, every: int, most: int = _MOST_FRAMES) -> Strip:
+    """Every so many of the frames of some video tokens, at most so many.
 
     Raises:
         ViewError: If so many frames or patches could not be told apart.
@@ -58,9 +58,9 @@ def strip(video: TokenSet, *, every: int) -> Strip:
     frames = tokens.frame[at].unique()
     shown = frames[::every]
     n_rows, n_cols = int(tokens.row[at].max()) + 1, int(tokens.col[at].max()) + 1
-    if every < smallest_every(video):
+    if every < (fitting := smallest_every(video, most)):
         raise ViewError(
-            f"{len(shown)} frames of {n_rows} x {n_cols} patches cannot be told apart. Pass every={smallest_every(video)}, "
+            f"{len(shown)} frames of {n_rows} x {n_cols} patches cannot be told apart. Pass every={fitting}, "
             "or a part with start=... and end=... in seconds."
         )
     begins = torch.stack([tokens.start[at[tokens.frame[at] == frame]].min() for frame in shown])
@@ -103,8 +103,8 @@ def on_strip(of: Strip, value: Float[np.ndarray, " pos"]) -> Float[np.ndarray, "
     return np.nan_to_num(cells)
 
 
-def smallest_every(video: TokenSet) -> int:
+def smallest_every(video: TokenSet, most: int = _MOST_FRAMES) -> int:
     """The smallest `every` with which a strip of these tokens can be read."""
     tokens, at = video.tokens, video.positions
     n_patches = (int(tokens.row[at].max()) + 1) * (int(tokens.col[at].max()) + 1)
-    return math.ceil(len(tokens.frame[at].unique()) / max(1, min(_MOST_FRAMES, _MOST_PATCHES // n_patches)))
+    return math.ceil(len(tokens.frame[at].unique()) / max(1, min(most, _MOST_PATCHES // n_patches)))

@@ -1,14 +1,10 @@
 """Along which edges does what differs between two runs reach the answer?"""
 
-from itertools import cycle
-
 import plotly.graph_objects as go
 
 from avlens.analyses.paths import PathEffects
 from avlens.views.patch_effects import told
-from avlens.views.style import CLEAN, counted, escaped, figure, joined, origin
-
-_LINES = ("#332288", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+from avlens.views.style import counted, escaped, figure, joined, origin, told_apart
 
 
 def plot_paths(result: PathEffects) -> go.Figure:
@@ -22,16 +18,19 @@ def plot_paths(result: PathEffects) -> go.Figure:
     if not result.layers:
         values = result.shares[:, 0].double().tolist()
         fig.add_bar(
-            x=values, y=names, orientation="h", marker_color=CLEAN, text=[f"{value:+.2f}" for value in values],
+            x=values, y=names, orientation="h", marker_color=[colour for colour, _ in told_apart(result.paths)],
+            text=[f"{value:+.2f}" for value in values],
             hovertemplate="%{y}: %{x:.4f} of the total effect<extra></extra>",
         )  # fmt: skip
         return fig.update_layout(
             xaxis={"title": "share of the total effect", "zeroline": True, "zerolinecolor": "#888888"},
             yaxis={"autorange": "reversed", "automargin": True}, bargap=0.4,
         )  # fmt: skip
-    for name, row, colour in zip(names, result.shares.double().tolist(), cycle(_LINES), strict=False):
+    styles = told_apart(result.paths)
+    for name, row, (colour, dash) in zip(names, result.shares.double().tolist(), styles, strict=True):
         fig.add_scatter(
-            x=list(result.layers), y=row, mode="lines+markers", name=name, line={"color": colour, "width": 2},
+            x=list(result.layers), y=row, mode="lines+markers", name=name,
+            line={"color": colour, "width": 2, "dash": dash},
             marker={"size": 6}, hovertemplate=f"{name}, layer %{{x}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     few = {"dtick": 1} if len(result.layers) <= 32 else {}

@@ -1,20 +1,14 @@
 """At which layer, and at which tokens, can a label be read by a straight line?"""
 
-from itertools import cycle
-
 import plotly.graph_objects as go
 
 from avlens.analyses.probes import Probes
-from avlens.tokens import Modality
-from avlens.views.style import COLOURS, counted, escaped, figure, joined, origin
-
-_KINDS = {kind.name.lower(): colour for kind, colour in COLOURS.items() if kind in (Modality.AUDIO, Modality.VIDEO)}
-_OTHERS = ("#332288", "#117733", "#CC6677", "#88CCEE", "#882255", "#44AA99")
+from avlens.views.style import counted, escaped, figure, joined, origin, told_apart
 
 
 def plot_probes(probes: Probes) -> go.Figure:
     """The accuracy of each set by layer, with its interval over clips and, dotted, with shuffled labels."""
-    frame, others = probes.to_frame(), cycle(_OTHERS)
+    frame = probes.to_frame()
     fig = figure(
         f"Linear probes of {counted(len(set(probes.labels)), 'label')} on {counted(len(probes.labels), 'clip')}",
         note=joined(
@@ -27,8 +21,8 @@ def plot_probes(probes: Probes) -> go.Figure:
         ),
         height=440,
     )
-    for name in probes.sets:
-        rows, colour = frame[frame["set"] == name], _KINDS.get(name) or next(others)
+    for name, (colour, dash) in zip(probes.sets, told_apart(list(probes.sets)), strict=True):
+        rows = frame[frame["set"] == name]
         layers, low, high = rows["layer"].tolist(), rows["low"].tolist(), rows["high"].tolist()
         fig.add_scatter(
             x=layers + layers[::-1], y=high + low[::-1], fill="toself", mode="lines", line={"width": 0}, fillcolor=colour,
@@ -36,7 +30,7 @@ def plot_probes(probes: Probes) -> go.Figure:
         )  # fmt: skip
         fig.add_scatter(
             x=layers, y=rows["accuracy"].tolist(), mode="lines+markers", name=escaped(name), marker={"size": 6},
-            line={"color": colour, "width": 2}, customdata=list(zip(low, high, rows["control"], strict=True)),
+            line={"color": colour, "width": 2, "dash": dash}, customdata=list(zip(low, high, rows["control"], strict=True)),
             hovertemplate=f"{escaped(name)}, layer %{{x}}: %{{y:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]"
             "<br>shuffled: %{customdata[2]:.3f}<extra></extra>",
         )  # fmt: skip

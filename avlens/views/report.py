@@ -17,6 +17,7 @@ from torch import Tensor
 from avlens.media import Clip
 from avlens.tokens import Modality, TokenMap, TokenSet
 from avlens.version import __version__
+from avlens.views.coloured_tokens import ColouredTokens
 from avlens.views.frames import smallest_every
 from avlens.views.packing import figure_fragment
 from avlens.views.page import View, page
@@ -36,7 +37,7 @@ class Section:
         text: What to see in it; an empty line begins a new paragraph.
         generated: What a model wrote.
         figures: Plotly figures.
-        view: A CircuitsVis view.
+        view: A CircuitsVis view, or coloured tokens.
         table: Its first 100 rows are shown.
     """
 
@@ -44,7 +45,7 @@ class Section:
     text: str = ""
     generated: str | None = None
     figures: Sequence[go.Figure] = ()
-    view: View | None = None
+    view: View | ColouredTokens | None = None
     table: pd.DataFrame | None = None
 
 
@@ -87,7 +88,7 @@ def report(
         *(_section(section, i) for i, section in enumerate(sections)),
         f"<footer>avlens {__version__}</footer>",
     ]
-    has_views = any(section.view is not None for section in sections)
+    has_views = any(isinstance(section.view, View) for section in sections)
     whole = page(title, f"<main>{''.join(body)}</main>", style=_STYLE, views=has_views, plotly=True)
     path.write_text(whole, encoding="utf-8")
     return path

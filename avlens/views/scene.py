@@ -1,15 +1,19 @@
-"""What of a clip is drawn: which of its tokens, with which numbers, over which seconds?"""
+"""What of a clip is drawn: which of its tokens, with which numbers, over which seconds, and how are sinks marked?"""
 
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from avlens.errors import ViewError
 from avlens.media import Clip
 from avlens.tokens import TokenMap, TokenSet
-from avlens.views.style import escaped
+from avlens.views.style import SINK, escaped
 
 _MOST_AUDIO = 20_000  # tokens
 
@@ -27,6 +31,8 @@ class Scene:
         name: What the number is.
         sinks: Positions to mark.
         span: First and last second.
+        limit: The number at which colours are full: the 99.5th percentile of the sizes that are drawn.
+        bounds: Lowest and highest number of the audio tokens, and 0.
     """
 
     clip: Clip
@@ -37,15 +43,8 @@ class Scene:
     name: str
     sinks: TokenSet
     span: tuple[float, float]
-
-    @property
-    def limit(self) -> float:
-        """The number at which colours are full: the 99.5th percentile of the sizes that are drawn."""
-        if self.value is None:
-            return 1.0
-        sizes = np.abs(self.value[(self.video | self.audio).positions.numpy()])
-        sizes = sizes[np.isfinite(sizes)]
-        return (float(np.percentile(sizes, 99.5)) or float(sizes.max()) or 1.0) if len(sizes) else 1.0
+    limit: float = 1.0
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     @property
     def is_signed(self) -> bool:
@@ -106,7 +105,44 @@ def scene(
             f"{last:.0f} s with start=... and end=... ."
         )
     sinks = tokens.at([]) if sinks is None else sinks
-    return Scene(clip, tokens, shown & tokens.video, audio, _numbers(value, tokens), name, sinks, span)
+    found = Scene(clip, tokens, shown & tokens.video, audio, _numbers(value, tokens), name, sinks, span)
+    return alike([found])[0]
+
+
+def alike(scenes: Sequence[Scene]) -> list[Scene]:
+    """The same scenes with one scale of colours and heights, so that they can be compared."""
+    if scenes[0].value is None:
+        return list(scenes)
+    shown = [one.value[(one.video | one.audio).positions.numpy()] for one in scenes if one.value is not None]
+    sizes = np.abs(np.concatenate(shown))
+    sizes = sizes[np.isfinite(sizes)]
+    limit = (float(np.percentile(sizes, 99.5)) or float(sizes.max()) or 1.0) if len(sizes) else 1.0
+    heights = np.concatenate([[0.0], *(heights_of(one) for one in scenes)])
+    bounds = float(heights.min()), float(heights.max())
+    return [replace(one, limit=limit, bounds=bounds) for one in scenes]
+
+
+def heights_of(told: Scene) -> Float[np.ndarray, " audio"]:
+    """The number of each audio token, in order; 0 where it is unknown, 1 where no number is told."""
+    at = told.audio.sorted().positions.numpy()
+    return np.ones(len(at)) if told.value is None else np.nan_to_num(told.value[at])
+
+
+def add_sinks(fig: go.Figure, axes: tuple[str, str], x: Any, y: Any) -> None:
+    """Squares that let the pointer through to the token below; one legend entry for all of them."""
+    if len(x):
+        named = any(trace.name == "sink" for trace in fig.data)
+        fig.add_scatter(
+            x=x, y=y, mode="markers", name="sink", legendgroup="sink", showlegend=not named, xaxis=axes[0], yaxis=axes[1],
+            hoverinfo="skip", cliponaxis=False,
+            marker={"symbol": "square-open", "size": 11, "color": SINK, "line": {"width": 2.5}},
+        )  # fmt: skip
+
+
+def colour_bar(told: Scene) -> dict[str, Any]:
+    """The bar that says what colours mean."""
+    title = "<br>".join(map(escaped, textwrap.wrap(told.name, 12, break_long_words=False)))
+    return {"title": {"text": title}, "thickness": 12, "len": 180, "lenmode": "pixels", "y": 1, "yanchor": "top"}
 
 
 def _numbers(value: Tensor | None, tokens: TokenMap) -> Float[np.ndarray, " pos"] | None:

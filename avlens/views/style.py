@@ -8,15 +8,18 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 """
 
 import html
+import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from types import MappingProxyType
 from typing import Any
 
 import plotly.graph_objects as go
 
 from avlens import display
-from avlens.tokens import Modality, TokenMap
+from avlens.tokens import Modality, TokenMap, TokenSet
 
 COLOURS: Mapping[Modality, str] = MappingProxyType(
     {kind: display.MODALITY_COLOURS[kind.name.lower()] for kind in Modality}
@@ -96,8 +99,9 @@ DARK: Mapping[str, str] = MappingProxyType(
     {
         "#1A1A1A": "#F2F2F2", "#333333": "#DADADA", "#555555": "#BDBDBD", "#666666": "#A3A3A3", "#888888": "#8A8A8A",
         "#999999": "#8A8A8A", "#BBBBBB": "#555B66", "#CCCCCC": "#4A4F59", "#DDDDDD": "#3A3F48", "#F7F7F7": "#22262E",
-        "#000000": "#FFFFFF", CLEAN: "#9C8CFF", "#117733": "#4FB36E", "#882255": "#D0649A", "#0072B2": "#3D9BD6",
-        "#2166AC": "#5B9BD9", "#B2182B": "#E05A67", "rgba(255,255,255,0.85)": "rgba(20,23,28,0.85)",
+        "#000000": "#FFFFFF", CLEAN: "#9C8CFF", "#117733": "#4FB36E", "#882255": "#D0649A", "#AA4499": "#D373C4",
+        "#999933": "#C4C45A", "#0072B2": "#3D9BD6", "#2166AC": "#5B9BD9", "#B2182B": "#E05A67",
+        "rgba(255,255,255,0.85)": "rgba(20,23,28,0.85)",
     }
 )  # fmt: skip
 """What becomes of colours of figures on dark pages."""
@@ -146,13 +150,42 @@ def question_of(tokens: TokenMap) -> str:
     return tokens.prompt[int(asked[:, 0].min()) : int(asked[:, 1].max())].strip() if len(asked) else ""
 
 
-def told_apart(n: int) -> list[tuple[str, str]]:
-    """A colour and a dash for each of `n` lines; colours come again with another dash."""
-    return [(_LINES[i % len(_LINES)], _DASHES[i // len(_LINES) % len(_DASHES)]) for i in range(n)]
+def told_apart(names: Sequence[str]) -> list[tuple[str, str]]:
+    """A colour and a dash for each line: a modality's colour for what begins with its name, such as `audio -> last`.
+
+    Where a colour comes again, the dash is another.
+    """
+    others, used = cycle(_OTHERS), Counter[str]()
+    found = []
+    for name in names:
+        colour = colour_of(name) or next(others)
+        found.append((colour, _DASHES[used[colour] % len(_DASHES)]))
+        used[colour] += 1
+    return found
 
 
-_LINES = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#332288", "#CC79A7", "#56B4E9", "#882255")
-_DASHES = ("solid", "dash", "dashdot", "longdash")
+def colour_of(name: str) -> str | None:
+    """The colour of a group or an edge that is called after a modality; None for any other name."""
+    kinds = dict.fromkeys(re.findall(r"video|audio|image", name.split(" -> ")[0]))
+    if len(kinds) > 1 or re.match(r"media\b", name):
+        return CROSS_MODAL
+    first = re.match(r"[\W_]*(text|audio|video|image|separator|special)\b", name)
+    return display.MODALITY_COLOURS[first[1]] if first else None
+
+
+def colours_of(sets: Mapping[str, TokenSet]) -> list[str]:
+    """A colour for each set: that of its modality for the first of it, and others for the rest."""
+    others, used, found = cycle(_OTHERS), set[int](), []
+    for tokens in sets.values():
+        kinds = tokens.tokens.modality[tokens.positions].unique().tolist()
+        own = len(kinds) == 1 and kinds[0] not in used
+        used |= set(kinds) if own else set()
+        found.append(COLOURS[Modality(kinds[0])] if own else next(others))
+    return found
+
+
+_OTHERS = ("#332288", "#D55E00", "#AA4499", "#117733", "#999933", "#882255", "#44AA99", "#CC6677")
+_DASHES = ("solid", "dash", "longdash", "dashdot")
 
 
 def counted(n: int, noun: str) -> str:

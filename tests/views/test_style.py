@@ -3,8 +3,9 @@ import re
 import plotly.graph_objects as go
 import pytest
 
+from avlens.tokens import Modality
 from avlens.views import plot
-from avlens.views.style import COLOURS, DIVERGING, dark, figure
+from avlens.views.style import COLOURS, CROSS_MODAL, DIVERGING, colours_of, dark, figure, told_apart
 
 
 def test_long_texts_are_broken_into_lines_and_the_figure_grows_by_them():
@@ -30,3 +31,20 @@ def test_scales_of_signed_values_have_nothing_in_the_middle():
     low, middle, high = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for _, colour in DIVERGING)
     assert len(set(middle)) == 1 and low[2] > low[0] and high[0] > high[2]
     assert len(set(COLOURS.values())) == len(COLOURS)
+
+
+def test_lines_have_the_colour_of_what_they_begin_with_and_dashes_tell_them_apart():
+    video, audio = COLOURS[Modality.VIDEO], COLOURS[Modality.AUDIO]
+    names = ["audio -> last", "video -> last", "audio -> question", "audio <-> video", "<audio>", "question -> last"]
+    found = told_apart(names)
+    assert [colour for colour, _ in found[:5]] == [audio, video, audio, CROSS_MODAL, audio]
+    assert [dash for _, dash in found] == ["solid", "solid", "dash", "solid", "longdash", "solid"]
+    assert found[5][0] not in (*COLOURS.values(), CROSS_MODAL)
+    assert len(set(told_apart([f"plan {i}" for i in range(20)]))) == 20
+
+
+def test_the_first_set_of_a_modality_has_its_colour(run):
+    tokens = run.tokens
+    sets = {"a": tokens.video, "b": tokens.video, "c": tokens.audio, "d": tokens.media}
+    colours = colours_of(sets)
+    assert (colours[0], colours[2]) == (COLOURS[Modality.VIDEO], COLOURS[Modality.AUDIO]) and len(set(colours)) == 4

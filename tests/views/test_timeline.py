@@ -165,3 +165,31 @@ def test_an_interleaved_prompt_is_drawn_clip_by_clip(run):
     fig = timeline(other, tokens, clip_index=1)
     assert list(fig.layout.xaxis.range) == [0, 2]
     assert trace(fig, "heatmap").customdata[0][0][0].startswith("c1.v0[0,0]")
+
+
+def test_several_clips_stand_side_by_side_on_one_scale(run):
+    other = tiny_clip(2.0, seed=3, video=False)
+    tokens = run.model.prepare([run.clip, "and", other], "which ?").tokens
+    value = torch.linspace(-1, 3, len(tokens))
+    fig = timeline([run.clip, other], tokens, value=value, sinks=tokens.at([int(tokens.clips(1).positions[0])]))
+    assert [list(axis.range) for axis in (fig.layout.xaxis, fig.layout.xaxis2)] == [[0, 4], [0, 2]]
+    assert [axis.title.text for axis in (fig.layout.xaxis, fig.layout.xaxis2)] == [
+        "seconds of clip 0", "seconds of clip 1",
+    ]  # fmt: skip
+    first, second = fig.layout.xaxis.domain, fig.layout.xaxis2.domain
+    assert first[1] < second[0] and first[1] - first[0] == pytest.approx(2 * (second[1] - second[0]))
+    bars = [one for one in fig.data if one.type == "bar" and one.marker.cmax]
+    assert [one.xaxis for one in bars] == ["x", "x2"] and bars[0].marker.cmax == bars[1].marker.cmax
+    assert fig.layout.yaxis3.range == fig.layout.yaxis7.range and fig.layout.yaxis8.matches == "y4"
+    assert [bool(trace(fig, "heatmap").showscale), *(bool(one.marker.showscale) for one in bars)] == [
+        True,
+        False,
+        False,
+    ]
+    assert [one.xaxis for one in fig.data if one.name == "sink"] == ["x2"]
+    assert [one.showlegend for one in fig.data if one.name == "audio per second"] == [True, False]
+
+
+def test_no_clip_is_no_picture(run):
+    with pytest.raises(ViewError, match="several in a list"):
+        timeline([], run.tokens)
