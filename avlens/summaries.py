@@ -58,7 +58,7 @@ class Summary:
     def to_latex(self, *, digits: int = 3) -> str:
         """The table as LaTeX (booktabs); names are escaped."""
         rows = [
-            [*map(str, group), _tex(one, digits), str(one.n_clusters)]
+            [*map(_escaped, map(str, group)), _tex(one, digits), str(one.n_clusters)]
             for group, one in zip(self.groups, self.intervals, strict=True)
         ]
         return _latex([*self.by, self.value, "clips"], rows)
@@ -111,7 +111,7 @@ class Comparison:
     def to_latex(self, *, digits: int = 3) -> str:
         """The table as LaTeX (booktabs); names are escaped."""
         rows = [
-            [*map(str, group), _tex(one, digits), f"{p:.{digits}f}", str(one.n)]
+            [*map(_escaped, map(str, group)), _tex(one, digits), _tex_p(p, digits), str(one.n)]
             for group, one, p in zip(self.groups, self.differences, self.p_adjusted, strict=True)
         ]
         return _latex([*self.by, self.of, f"{self.value} - {self.against}", "p", "clips"], rows)
@@ -254,11 +254,22 @@ def _index(groups: tuple[tuple[Any, ...], ...], names: tuple[str, ...]) -> pd.In
 
 
 def _tex(one: Interval, digits: int) -> str:
-    return f"{one.estimate:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    """An estimate with its interval, as far as there is one."""
+    if np.isnan(one.estimate):
+        return "--"
+    interval = "" if np.isnan(one.low) else rf"\ [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    return f"${one.estimate:.{digits}f}{interval}$"
+
+
+def _tex_p(p: float, digits: int) -> str:
+    """A p; one that would be rounded to 0 is said to lie below what is shown."""
+    if np.isnan(p):
+        return "--"
+    return f"$<{10**-digits:.{digits}f}$" if p < 0.5 * 10**-digits else f"${p:.{digits}f}$"
 
 
 def _latex(head: list[str], rows: list[list[str]]) -> str:
-    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in [head, *rows]]
+    lines = [" & ".join(row) + r" \\" for row in [list(map(_escaped, head)), *rows]]
     body = [lines[0], r"\midrule", *lines[1:]]
     columns = "l" * (len(head) - 2) + "rr"
     return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}", ""])
@@ -267,6 +278,10 @@ def _latex(head: list[str], rows: list[list[str]]) -> str:
 _TEX = {
     "\\": r"\textbackslash{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\n": " ",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
 }

@@ -56,3 +56,30 @@ def test_a_correction_never_makes_p_smaller_and_keeps_the_order(p):
     assert (holm >= bh - 1e-12).all() and (bh >= p - 1e-12).all() and (holm <= 1).all()
     order = np.argsort(p, kind="stable")
     assert (np.diff(holm[order]) >= 0).all() and (np.diff(bh[order]) >= 0).all()
+
+
+@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12))
+def test_corrections_are_those_of_other_implementations(p):
+    stats = pytest.importorskip("scipy.stats")
+    assert adjusted(np.array(p), "bh") == pytest.approx(stats.false_discovery_control(p, method="bh"))
+    for level in (
+        0.01,
+        0.05,
+        0.3,
+    ):  # Holm's procedure: reject from the smallest p on, until one exceeds level / those left.
+        order, rejected = np.argsort(p, kind="stable"), np.zeros(len(p), dtype=bool)
+        for rank, i in enumerate(order):
+            if p[i] > level / (len(p) - rank):
+                break
+            rejected[i] = True
+        near = np.abs(adjusted(np.array(p), "holm") - level) < 1e-12
+        assert ((adjusted(np.array(p), "holm") <= level) == rejected)[~near].all()
+
+
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=9))
+def test_sign_changes_are_those_of_another_implementation(differences):
+    stats = pytest.importorskip("scipy.stats")
+    d = np.array(differences, dtype=float)
+    other = stats.permutation_test((d,), lambda x, axis: np.abs(x.sum(axis)), permutation_type="samples",
+                                   vectorized=True, n_resamples=np.inf, alternative="greater")  # fmt: skip
+    assert sign_change_p(d) == pytest.approx(other.pvalue)
