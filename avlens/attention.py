@@ -9,7 +9,7 @@ The heads that share a key are laid side by side as more query rows, so k and v 
 take heads second: `[batch, head, pos, d_head]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ CHUNK_BYTES = 2 * 2**20
 DEVICE_CHUNKS = 32
 """How many such chunks other devices take at once, which are kept busy by large ones only."""
 
-CHUNK_ROWS = {"cpu": 128}
+CHUNK_ROWS = {"cpu": 64}
 """How many query rows the fused kernel takes at once where some of the keys are hidden: keys after the last of them cost
 nothing then. Kernels of other devices need more rows to be busy."""
 
@@ -33,36 +33,57 @@ def fused(
     q: Float[Tensor, "batch head query_pos d_head"],
     k: Float[Tensor, "batch key_value_head key_pos d_head"],
     v: Float[Tensor, "batch key_value_head key_pos d_head"],
-    visible: Bool[Tensor, "#batch 1 query_pos key_pos"] | None,
     *,
     causal: bool,
     scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
     """Attend by torch's fused kernel, which never holds the pattern."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def fused_in_chunks(
     q: Float[Tensor, "batch head query_pos d_head"],
     k: Float[Tensor, "batch key_value_head key_pos d_head"],
     v: Float[Tensor, "batch key_value_head key_pos d_head"],
-    visible: Bool[Tensor, "#batch 1 query_pos key_pos"],
-    query_index: Int[Tensor, " query_pos"],
-    key_index: Int[Tensor, " key_pos"],
+    chunks: Iterable[tuple[int, Float[Tensor, "#batch 1 _chunk _seen"]]],
     *,
     scale: float | None = None,
 ) -> Float[Tensor, "batch head query_pos d_head"]:
-    """The same for rows and keys at any ascending positions, some rows at a time."""
-    n = CHUNK_ROWS.get(q.device.type, 1024)
-    if q.shape[2] <= n:
-        return fused(q, k, v, visible, causal=False, scale=scale)
-    parts = []
-    for chunk, seen, index in zip(q.split(n, dim=2), visible.split(n, dim=2), query_index.split(n), strict=True):
-        end = int(torch.searchsorted(key_index, index[-1], right=True))
-        parts.append(fused(chunk, k[:, :, :end], v[:, :, :end], seen[..., :end], causal=False, scale=scale))
-    return torch.cat(parts, dim=2)
+    """The same for rows and keys at any ascending positions, some rows at a time, as `row_chunks` cuts them."""
+    parts, start = [], 0
+    for seen, mask in chunks:
+        rows = q[:, :, start : start + mask.shape[2]]
+        parts.append(F.scaled_dot_product_attention(
+            rows, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        ))  # fmt: skip
+        start += mask.shape[2]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def row_chunks(
+    query_index: Int[Tensor, " query_pos"],
+    key_index: Int[Tensor, " key_pos"],
+    padding: Int[Tensor, " batch"],
+    window: int | None,
+    like: Tensor,
+) -> Iterator[tuple[int, Float[Tensor, "#batch 1 _chunk _seen"]]]:
+    """Of each chunk of query rows: how many keys it may see, and what is added to its scores, 0 or -inf.
+
+    Args:
+        query_index: Tensor positions of the rows.
+        key_index: Those of the keys.
+        padding: Left padding of each row of the batch.
+        window: How many of the last positions are read; None for all.
+        like: A tensor whose type and device the masks have.
+    """
+    keys, padding = key_index.to(like.device), padding.to(like.device)
+    for index in query_index.split(CHUNK_ROWS.get(like.device.type, 1024)):
+        seen = int(torch.searchsorted(key_index, index[-1:], right=True).sum())
+        rows = index.to(like.device)
+        visible = visible_keys(rows, keys[:seen], padding)
+        if window is not None:
+            visible = within(visible, rows, keys[:seen], window)
+        yield seen, like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
 
 
 def explicit(

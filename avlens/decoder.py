@@ -11,23 +11,34 @@ working; TransformerLens's weight names (`W_Q`, `W_O`, ...) are views of them. A
 unless someone listens at the scores or the pattern of that very layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import linear
+from transformers.activations import SiLUActivation
 from transformers.cache_utils import DynamicCache
 
 from avlens import attention
 from avlens.errors import CheckpointError, HookError
-from avlens.hooks import HookPoint, Run, edited, only_row_wise, through, watched
+from avlens.hooks import HookPoint, Run, edited, only_row_wise, through, unseen, watched
 
 AttentionMode = Literal["auto", "eager", "sdpa"]
+
+MLP_BYTES = 64 * 2**20
+"""How large one activation inside an MLP may be where nobody looks at it, so that long prompts go through it some rows at a
+time; 16 times that on other devices than the CPU."""
+
+
+KEPT_MASKS = 16 * 2**20
+"""How large the masks of a pass's rows may be to be kept from one block to the next; larger ones are made anew, in chunks."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ class Pass:
     additions: tuple[Float[Tensor, "batch pos d_model"], ...] = ()
     asked: Int[Tensor, " asked"] | None = None
     made: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
-    visible: tuple[Tensor, tuple[Tensor, Tensor]] | None = field(default=None, init=False)
+    masks: dict[Any, tuple[tuple[Tensor, Tensor], Any]] = field(default_factory=dict, init=False)
     going_on: Int[Tensor, " asked"] | None = field(default=None, init=False)
 
     def to(self, device: torch.device) -> None:
@@ -215,7 +226,7 @@ class Pass:
 
     def ask(self, x: Tensor) -> Tensor:
         """Of the rows whose keys and values were read, those that go on."""
-        if self.asked is None:
+        if self.asked is None or torch.equal(self.run.query_index, self.asked):
             return x
         self.going_on = torch.isin(self.run.query_index, self.asked).nonzero()[:, 0]
         self.run.query_index = self.run.query_index[self.going_on]
@@ -236,16 +247,35 @@ class Pass:
         return k, v
 
     def mask(self) -> Tensor:
-        """Which keys each row may read; made anew only where rows, keys or the device are others than before."""
+        """Which keys each row may read."""
+        device = self.cos.device
+        return self._made(
+            ("whole", device),
+            lambda run: attention.visible_keys(
+                *(at.to(device) for at in (run.query_index, run.key_index, run.padding))
+            ),
+        )
+
+    def chunks(self, window: int | None, like: Tensor) -> Iterable[tuple[int, Tensor]]:
+        """The rows in chunks, as `attention.row_chunks` cuts them."""
+        run = self.run
+        if len(run.query_index) * len(run.key_index) * like.itemsize > KEPT_MASKS:
+            return attention.row_chunks(run.query_index, run.key_index, run.padding, window, like)
+        return self._made(
+            (window, like.device, like.dtype),
+            lambda run: list(attention.row_chunks(run.query_index, run.key_index, run.padding, window, like)),
+        )
+
+    def _made(self, kind: Hashable, make: Callable[[Run], T]) -> T:
+        """What is made of rows and keys, made anew only where they are others than before."""
         # The run's indices stay on the CPU, where looking at them costs no synchronisation.
-        rows = (self.run.query_index, self.run.key_index)
-        if self.visible is not None and self.visible[0].device == self.cos.device:
-            made, of = self.visible
-            if all(now is then or torch.equal(now, then) for now, then in zip(rows, of, strict=True)):
+        now = self.run.query_index, self.run.key_index
+        if kind in self.masks:
+            then, made = self.masks[kind]
+            if all(one is other or torch.equal(one, other) for one, other in zip(now, then, strict=True)):
                 return made
-        made = attention.visible_keys(*(index.to(self.cos.device) for index in (*rows, self.run.padding)))
-        self.visible = made, rows
-        return made
+        self.masks[kind] = now, make(self.run)
+        return self.masks[kind][1]
 
     def hides_keys(self) -> bool:
         """Whether a row may not read some key for another reason than that it comes before it in a prompt read in one piece."""
@@ -273,7 +303,11 @@ class HookedRMSNorm(nn.Module):
         scale = through(self.hook_scale, (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
         # Times the reciprocal, which rounds as the stock model's rsqrt does.
         normalized = through(self.hook_normalized, (wide * (1 / scale)).to(x.dtype))
-        return self.w * normalized if hasattr(self.stock, "weight") else normalized
+        if not hasattr(self.stock, "weight"):
+            return normalized
+        return (
+            normalized.mul_(self.w) if unseen(self.hook_normalized) and self.w.dtype == x.dtype else self.w * normalized
+        )
 
 
 class HookedAttention(nn.Module):
@@ -300,18 +334,24 @@ class HookedAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch asked d_model"]:
         """What the heads write into the residual stream."""
-        heads, groups = (self.cfg.n_heads, self.cfg.d_head), (self.cfg.n_key_value_heads, self.cfg.d_head)
-        k = through(self.hook_k, self.k_proj(x).unflatten(-1, groups))
-        v = through(self.hook_v, self.v_proj(x).unflatten(-1, groups))
-        k = through(self.hook_rot_k, rotate(self.k_norm(k) if self.cfg.use_qk_norm else k, at.cos, at.sin))
+        k, v = self.keys_and_values(x, at)
         k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
-        q = through(self.hook_q, self.q_proj(at.ask(x)).unflatten(-1, heads))
+        q = through(self.hook_q, self.q_proj(at.ask(x)).unflatten(-1, (self.cfg.n_heads, self.cfg.d_head)))
         q = through(self.hook_rot_q, rotate(self.q_norm(q) if self.cfg.use_qk_norm else q, at.cos, at.sin))
         z = through(self.hook_z, self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
         if watched(self.hook_result):
             return through(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2) + self.b_O
         out: Tensor = self.o_proj(z.flatten(2))
         return out
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch pos d_model"], at: Pass
+    ) -> tuple[Float[Tensor, "batch pos key_value_head d_head"], Float[Tensor, "batch pos key_value_head d_head"]]:
+        """Rotated keys, and values, of the rows."""
+        groups = (self.cfg.n_key_value_heads, self.cfg.d_head)
+        k = through(self.hook_k, self.k_proj(x).unflatten(-1, groups))
+        v = through(self.hook_v, self.v_proj(x).unflatten(-1, groups))
+        return through(self.hook_rot_k, rotate(self.k_norm(k) if self.cfg.use_qk_norm else k, at.cos, at.sin)), v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
         points = [point for point in (self.hook_attn_scores, self.hook_pattern) if watched(point)]
@@ -322,11 +362,8 @@ class HookedAttention(nn.Module):
             )
         if not points and at.mode != "eager":
             if at.hides_keys() or (self.window is not None and len(at.run.key_index) > self.window):
-                visible = self._near(at.mask(), at.run)
-                return attention.fused_in_chunks(
-                    q, k, v, visible, at.run.query_index, at.run.key_index, scale=self.scale
-                )
-            return attention.fused(q, k, v, None, causal=q.shape[2] > 1, scale=self.scale)
+                return attention.fused_in_chunks(q, k, v, at.chunks(self.window, q), scale=self.scale)
+            return attention.fused(q, k, v, causal=q.shape[2] > 1, scale=self.scale)
         if points and q.shape[2] > 1 and all(only_row_wise(point) for point in points):
             return self._in_chunks(q, k, v, at)
         return attention.explicit(q, k, v, self._near(at.mask(), at.run), **self._edits())
@@ -415,8 +452,19 @@ class HookedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the neurons write into the residual stream."""
-        gate = self.act_fn(through(self.hook_pre, self.gate_proj(x)))
-        out: Tensor = self.down_proj(through(self.hook_post, gate * through(self.hook_pre_linear, self.up_proj(x))))
+        if not unseen(self.hook_pre, self.hook_pre_linear, self.hook_post):
+            gate = self.act_fn(through(self.hook_pre, self.gate_proj(x)))
+            out: Tensor = self.down_proj(through(self.hook_post, gate * through(self.hook_pre_linear, self.up_proj(x))))
+            return out
+        n = max(1, MLP_BYTES * (1 if x.device.type == "cpu" else 16) // (x.itemsize * self.up_proj.out_features))
+        parts = [self._unseen(rows) for rows in x.split(n, dim=1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _unseen(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """The same where nobody looks inside: in place."""
+        pre = self.gate_proj(x)
+        gate = F.silu(pre, inplace=True) if isinstance(self.act_fn, (nn.SiLU, SiLUActivation)) else self.act_fn(pre)
+        out: Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
         return out
 
     @property
@@ -537,18 +585,27 @@ class HookedBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
         """The residual stream after this block, at the rows that are asked for."""
-        device = device_of(self.attn.q_proj)
-        at.to(device)
-        x = x.to(device)
-        if 1 <= self.layer <= len(at.additions):
-            x = x + through(self.hook_deepstack, at.additions[self.layer - 1].to(x.device, x.dtype))
-        resid_pre = enter(self.hook_resid_pre, x, at)
+        resid_pre = self._enter(x, at)
         attn_out = through(self.hook_attn_out, self.attn(self.ln1(resid_pre), at))
         resid_mid = through(self.hook_resid_mid, at.asked_of(resid_pre) + attn_out)
         out: Tensor = through(
             self.hook_resid_post, resid_mid + through(self.hook_mlp_out, self.mlp(self.ln2(resid_mid)))
         )
         return out
+
+    def keys_and_values(
+        self, x: Float[Tensor, "batch pos d_model"], at: Pass
+    ) -> tuple[Float[Tensor, "batch pos key_value_head d_head"], Float[Tensor, "batch pos key_value_head d_head"]]:
+        """Rotated keys, and values, of rows that go no further."""
+        return self.attn.keys_and_values(self.ln1(self._enter(x, at)), at)
+
+    def _enter(self, x: Tensor, at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
+        device = device_of(self.attn.q_proj)
+        at.to(device)
+        x = x.to(device)
+        if 1 <= self.layer <= len(at.additions):
+            x = x + through(self.hook_deepstack, at.additions[self.layer - 1].to(x.device, x.dtype))
+        return enter(self.hook_resid_pre, x, at)
 
 
 def enter(point: HookPoint, x: Float[Tensor, "batch pos d_model"], at: Pass) -> Float[Tensor, "batch pos_kept d_model"]:
@@ -610,7 +667,8 @@ def rotate(
 ) -> Float[Tensor, "batch pos head d_head"]:
     """Turn each pair of dimensions (i, i + d_head / 2) by its angle."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    turned = torch.cat([-second, first], dim=-1)
+    return x * cos + turned * sin if torch.is_grad_enabled() else (x * cos).add_(turned.mul_(sin))
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -58,6 +58,27 @@ class Declared(Protocol):
     overwrites: bool
 
 
+@runtime_checkable
+class FromTable(Declared, Protocol):
+    """An edit that overwrites with rows of a table, which has one for each position of the prompt.
+
+    What it would write elsewhere is known then, so that edits by the same table share what a model makes of it.
+
+    Attributes:
+        table: The rows; None if only those of the positions it touches are known.
+    """
+
+    table: Tensor | None
+
+    def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
+        """What is left of the activation."""
+        ...
+
+    def at(self, tokens: TokenSet) -> "FromTable":
+        """The same edit at other positions."""
+        ...
+
+
 Again = Callable[[Sequence[int], Sequence[FwdHook]], Float[Tensor, "row d_vocab"]]
 """Reads prompts and what was written after them a second time, from the start, with a method's own edits, which no
 other hook sees. Given which prompt each row reads, and the edits; the logits of each row's next token come back."""
@@ -303,6 +324,11 @@ def is_row_wise(fn: Any) -> bool:
 def watched(point: HookPoint) -> bool:
     """Whether anything listens at a hook point."""
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
+
+
+def unseen(*points: HookPoint) -> bool:
+    """Whether nothing listens there and no gradient is taken, so that what is between them may be overwritten."""
+    return not torch.is_grad_enabled() and not any(map(watched, points))
 
 
 def edited(point: HookPoint) -> bool:

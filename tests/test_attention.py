@@ -1,4 +1,5 @@
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -69,9 +70,13 @@ def test_fused_equals_explicit_equals_chunked_equals_repeated_keys(batch, groups
     whole = attention.explicit(q, k, v, visible, **edits)
     assert_equal(attention.attention_scores(q, k, visible), scores)
     assert_equal(whole, wanted)
-    assert_equal(attention.fused(q, k, v, visible, causal=False), wanted)
+    for n_rows in (64, 2):
+        with patch.dict(attention.CHUNK_ROWS, cpu=n_rows):
+            chunks = list(attention.row_chunks(rows, keys, padding, None, q))
+        assert len(chunks) == -(-n // n_rows)
+        assert_equal(attention.fused_in_chunks(q, k, v, chunks), wanted)
     if past == 0:
-        assert_equal(attention.fused(q, k, v, None, causal=True), wanted)
+        assert_equal(attention.fused(q, k, v, causal=True), wanted)
     parts = [
         attention.explicit(q[:, :, i : i + 2], k, v, attention.visible_keys(rows[i : i + 2], keys, padding), **edits)
         for i in range(0, n, 2)

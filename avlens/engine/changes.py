@@ -4,12 +4,13 @@ A position is *changed* where its stream may differ from that of the unedited ru
 changed, and so is every row that reads a changed key: every later one. Going down again, a changed row matters only if it
 is asked for or if a row that matters reads it, and what is written over does not matter below. So, of each layer,
 
+    brought rows whose keys and values an edit brings with it, whatever was there: those of the run it patches from
     enter   rows whose keys and values are made anew; those of all other positions are the unedited run's
     leave   rows among them that go on through attention and the MLP
 
 which gives the known shortcuts as cases of one rule:
 
-    splice   residuals patched at all layers: the set enters every layer, but never leaves one
+    splice   residuals patched at all layers: the set brings its keys and values to every layer, but never leaves one
     resume   one layer or a window edited: nothing enters below it
     rows     a knockout of few queries: they and the rows after them
     discard  tokens dropped: they neither enter nor are read, the rows after them leave
@@ -26,7 +27,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from avlens import names
-from avlens.hooks import Declared
+from avlens.hooks import Declared, FromTable
 from avlens.interventions.discard import Discard
 from avlens.tokens import TokenSet
 
@@ -41,6 +42,7 @@ class Touch:
         where: Positions it may change, or drop.
         overwrites: Whether what it leaves there does not depend on what was there.
         drops: Whether it lets them leave the sequence.
+        fn: The hook, where it writes rows of a table.
     """
 
     layer: int
@@ -48,6 +50,7 @@ class Touch:
     where: Bool[Tensor, " pos"]
     overwrites: bool = False
     drops: bool = False
+    fn: FromTable | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +62,19 @@ class Step:
         leave: Those of them that go on.
         fresh: Those of them whose stream is the unedited run's.
         gone: Positions that were discarded here or below.
+        brought: Positions whose keys and values are made of the tables that the edits here write from.
     """
 
     enter: Int[Tensor, " enter"]
     leave: Int[Tensor, " leave"]
     fresh: Int[Tensor, " fresh"]
     gone: Int[Tensor, " gone"]
+    brought: Int[Tensor, " brought"]
 
     @property
     def key(self) -> bytes:
         """Equal where the same rows are computed, whatever they begin from."""
-        return b"|".join(positions.numpy().tobytes() for positions in (self.enter, self.leave, self.gone))
+        return b"|".join(positions.numpy().tobytes() for positions in (self.enter, self.leave, self.gone, self.brought))
 
 
 def touch_of(full_name: str, fn: Any, layout: str) -> Touch | None:
@@ -82,7 +87,8 @@ def touch_of(full_name: str, fn: Any, layout: str) -> Touch | None:
         return Touch(layer, site, fn.tokens.mask, drops=True) if fits else None
     if not isinstance(fn, Declared) or not isinstance(fn.touches, TokenSet) or fn.touches.layout != layout:
         return None
-    return Touch(layer, site, fn.touches.mask, fn.overwrites)
+    table = fn if isinstance(fn, FromTable) and fn.table is not None else None
+    return Touch(layer, site, fn.touches.mask, fn.overwrites, fn=table)
 
 
 def steps_of(touches: Sequence[Touch], n_layers: int, asked: Bool[Tensor, " pos"]) -> list[Step | None]:
@@ -94,10 +100,12 @@ def steps_of(touches: Sequence[Touch], n_layers: int, asked: Bool[Tensor, " pos"
     for layer in reversed(range(n_layers)):
         if not leave.any():
             break
-        keys = (changed[layer] | _where(_before_keys(by_layer[layer]), n)) & ~gone[layer]
-        enter = leave | (keys & _up_to_last(leave))
+        keys = (changed[layer] | _where(before_keys(by_layer[layer]), n)) & ~gone[layer]
+        reach = leave | (keys & _up_to_last(leave))
         over = _written_over(by_layer[layer], leave)
-        masks = enter, leave, enter & ~changed[layer] & ~over, gone[layer]
+        brought = reach & ~leave & over & _from_tables(by_layer[layer], n)
+        enter = reach & ~brought
+        masks = enter, leave, enter & ~changed[layer] & ~over, gone[layer], brought
         steps[layer] = Step(*(mask.nonzero()[:, 0] for mask in masks))
         leave = enter & changed[layer] & ~over
     return steps
@@ -108,13 +116,9 @@ def _upwards(by_layer: list[list[Touch]], n: int) -> tuple[list[Tensor], list[Te
     changed, gone = [torch.zeros(n, dtype=torch.bool)], [torch.zeros(n, dtype=torch.bool)]
     for here in by_layer:
         gone.append(gone[-1] | _where([touch for touch in here if touch.drops], n))
-        read = changed[-1] | gone[-1] | _where(_before_keys(here), n)
+        read = changed[-1] | gone[-1] | _where(before_keys(here), n)
         changed.append((_from_first(read) | _where(here, n)) & ~gone[-1])
     return changed, gone[1:]
-
-
-def _before_keys(here: Iterable[Touch]) -> list[Touch]:
-    return [touch for touch in here if touch.site in names.BEFORE_KEYS]
 
 
 def _written_over(here: list[Touch], leave: Bool[Tensor, " pos"]) -> Bool[Tensor, " pos"]:
@@ -125,6 +129,19 @@ def _written_over(here: list[Touch], leave: Bool[Tensor, " pos"]) -> Bool[Tensor
 
 
 _OVERWRITTEN = ("resid_pre", "ln1.normalized", "k", "rot_k", "v")
+
+
+def before_keys(here: Iterable[Touch]) -> list[Touch]:
+    """What acts on what keys and values are made of."""
+    return [touch for touch in here if touch.site in names.BEFORE_KEYS and bool(touch.where.any())]
+
+
+def _from_tables(here: Iterable[Touch], n: int) -> Bool[Tensor, " pos"]:
+    """Where keys and values are made of tables alone: all that acts on them acts at the same positions, at a site of its own."""
+    acting = before_keys(here)
+    sites = {touch.site for touch in acting}
+    alike = all(touch.fn is not None and torch.equal(touch.where, acting[0].where) for touch in acting)
+    return _where(acting if alike and len(sites) == len(acting) else (), n)
 
 
 def _where(touches: Iterable[Touch], n: int) -> Bool[Tensor, " pos"]:

@@ -7,6 +7,7 @@ keys and values between them are the unedited run's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from avlens import names
 from avlens.decoder import AttentionMode, Pass, rotary
+from avlens.engine.brought import Brought
 from avlens.engine.changes import Step
 from avlens.engine.unedited import Splice, Unedited
-from avlens.hooks import FwdHook, HookFn, Run, on_rows, running
+from avlens.hooks import Declared, FwdHook, HookFn, Run, on_rows, running
 from avlens.inputs import AVInputs
 from avlens.model import HookedAVModel
 
@@ -45,6 +47,7 @@ def run_batch(
     model: HookedAVModel,
     inputs: AVInputs,
     unedited: Unedited,
+    brought: Brought,
     batch: Batch,
     hooks: Sequence[Sequence[tuple[str, HookFn]]],
     attn: AttentionMode,
@@ -52,27 +55,35 @@ def run_batch(
     """Logits of the changed rows among those asked for, `batch.last`, under each edit; `hooks` has full names only."""
     bound: list[FwdHook] = []
     for row, (own, start) in enumerate(zip(hooks, batch.starts, strict=True)):
-        acting = [(name, fn) for name, fn in own if (names.layer_of(name) or 0) >= start]
+        acting = [(name, fn) for name, fn in own if _acts(name, fn, batch.steps, start)]
         bound += acting if len(hooks) == 1 else on_rows(acting, [row])
     cos, sin = rotary(inputs.positions.to(model.device), model.cfg, model.dtype)
     nothing = torch.empty(0, dtype=torch.long)
     run = Run(inputs.padding, inputs.layouts, nothing, nothing)
     at = Pass(run, cos, sin, None, attn)
     x = torch.empty(0, 0, model.cfg.d_model, dtype=model.dtype, device=model.device)
-    below = nothing
+    below, made, turned = nothing, None, (cos, sin)
     with model.hooks(bound), running(model.watched_points(), run):
         for layer, step in batch.steps.items():
             n = sum(start <= layer for start in batch.starts)
             x = _entering(unedited, layer, step, x, below, n)
             run.padding, run.layouts, run.query_index = inputs.padding.expand(n), inputs.layouts * n, step.enter
-            at.past, at.asked, at.additions = (
-                Splice(unedited, step.gone),
-                step.leave,
-                unedited.added(layer, step.enter, n),
-            )
-            at.cos, at.sin = cos[:, step.enter], sin[:, step.enter]
+            at.past, at.asked = Splice(unedited, brought, batch.edits[:n], step), step.leave
+            at.additions = unedited.added(layer, step.enter, n)
+            if made is None or not torch.equal(made, step.enter):
+                made, turned = step.enter, (cos[:, step.enter], sin[:, step.enter])
+            at.cos, at.sin = turned
             x, below = model.blocks[layer](x, at), step.leave
         return model.read_out(x)
+
+
+def _acts(name: str, fn: Any, steps: Mapping[int, Step], start: int) -> bool:
+    """Whether a hook touches anything that is computed of an edit that joins at `start`."""
+    layer = names.layer_of(name)
+    if layer is None or layer < start or layer not in steps:
+        return False
+    touched = fn.touches if isinstance(fn, Declared) else None
+    return touched is None or bool(touched.mask[steps[layer].enter].any())
 
 
 def _entering(

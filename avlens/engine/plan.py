@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from avlens import cost
+from avlens.engine.brought import Bringing, bringings
 from avlens.engine.changes import Step, Touch, steps_of, touch_of
 from avlens.engine.passes import Batch
 from avlens.errors import PositionError
@@ -38,9 +39,11 @@ class Plan:
         batches: Edits that run together, with only the rows they need.
         unchanged: Numbers of the edits that change nothing at the asked positions.
         in_full: Numbers of the edits that are run in full, and why.
+        brought: Keys and values that edits bring with them, each made once.
         streams: Of which layers' streams the unedited run keeps which positions.
+        reach: How many positions of the unedited run are read, from the first on; it goes no further.
         asked: Positions that are asked for, in their order.
-        operations: Of the unedited run, of each batch, and of one full run.
+        operations: Of what is shared, of each batch, and of one full run.
     """
 
     names: tuple[str, ...]
@@ -48,7 +51,9 @@ class Plan:
     batches: tuple[Batch, ...]
     unchanged: tuple[int, ...]
     in_full: Mapping[int, str]
+    brought: tuple[Bringing, ...]
     streams: Mapping[int, Int[Tensor, " row"]]
+    reach: int
     asked: Int[Tensor, " asked"]
     operations: tuple[float, tuple[float, ...], float]
 
@@ -72,7 +77,9 @@ class Plan:
         shared, batches, full = self.operations
         lines = [f"{len(self.names)} edits, the work of {self.runs:.2f} full runs"]
         if self.builds_on_unedited:
-            lines.append(f"1 unedited run, shared: {shared / full:.2f}")
+            lines.append(
+                f"1 unedited run{' and what edits bring with them' if self.brought else ''}, shared: {shared / full:.2f}"
+            )
         if self.batches:
             lines.append(_said(self.batches, [one / full for one in batches]))
         if self.unchanged:
@@ -104,24 +111,25 @@ def plan_sweep(
     chosen = tokens.all if logits_at is None else logits_at
     tokens.check_own(chosen)
     hooks = tuple(_with_full_names(model, own) for own in edits.values())
-    touches = [[(name, touch_of(name, fn, tokens.layout)) for name, fn in own] for own in hooks]
-    in_full = {edit: why for edit, own in enumerate(touches) if (why := _why_in_full(model, own))}
+    found = [[(name, touch_of(name, fn, tokens.layout)) for name, fn in own] for own in hooks]
+    in_full = {edit: why for edit, own in enumerate(found) if (why := _why_in_full(model, own))}
+    touches = {
+        edit: [touch for _, touch in own if touch is not None] for edit, own in enumerate(found) if edit not in in_full
+    }
     schedules: dict[int, dict[int, Step]] = {}
-    for edit in range(len(hooks)):
-        if edit not in in_full:
-            own = [touch for _, touch in touches[edit] if touch is not None]
-            _refuse_discarded(own, chosen)
-            steps = steps_of(own, n_layers, chosen.mask)
-            schedules[edit] = {layer: step for layer, step in enumerate(steps) if step is not None}
+    for edit, own in touches.items():
+        _refuse_discarded(own, chosen)
+        steps = steps_of(own, n_layers, chosen.mask)
+        schedules[edit] = {layer: step for layer, step in enumerate(steps) if step is not None}
+    unchanged = tuple(edit for edit, steps in schedules.items() if not steps)
     batches = _batched({edit: steps for edit, steps in schedules.items() if steps})
-    operations = _operations(model, chosen, batches)
-    shared, each, full = operations
-    unchanged = [edit for edit, steps in schedules.items() if not steps]
+    brought, streams = bringings(tokens, schedules, touches), _streams(schedules.values(), len(tokens))
+    reach = len(tokens) if unchanged else _reach(model, batches, streams, chosen)
+    shared, each, full = operations = _operations(model, chosen, batches, brought, reach)
     if batches and shared + sum(each) >= full * len(schedules):
         in_full |= {edit: "that is less work" for edit, steps in schedules.items() if steps}
-        batches, operations = (), (shared, (), full)
-    streams = _streams([schedules[edit] for batch in batches for edit in batch.edits], len(tokens))
-    return Plan(tuple(edits), hooks, batches, tuple(unchanged), in_full, streams, chosen.positions, operations)
+        batches, brought, streams, operations = (), (), {}, (full, (), full)
+    return Plan(tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, operations)
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:
@@ -192,10 +200,28 @@ def _streams(schedules: Iterable[Mapping[int, Step]], n: int) -> dict[int, Int[T
     return {layer: mask.nonzero()[:, 0] for layer, mask in fresh.items() if bool(mask.any())}
 
 
+def _reach(model: HookedAVModel, batches: Iterable[Batch], streams: Mapping[int, Tensor], asked: TokenSet) -> int:
+    """How many positions of the unedited run these read, from the first on."""
+    n = len(asked.tokens)
+    if any(name.endswith("hook_deepstack") for name in model.hook_dict):
+        return n
+    # Where what enters the first block is kept, the whole prompt was embedded.
+    reach = max((int(rows[-1]) + 1 for layer, rows in streams.items() if layer), default=1)
+    for batch in batches:
+        if not bool(torch.isin(asked.positions, batch.last).all()):
+            return n
+        for step in batch.steps.values():
+            read = torch.ones(int(step.enter[-1]) + 1, dtype=torch.bool)
+            for made in (step.enter, step.brought, step.gone):
+                read[made[made < len(read)]] = False
+            reach = max(reach, int(read.nonzero().max()) + 1 if bool(read.any()) else 1)
+    return reach
+
+
 def _operations(
-    model: HookedAVModel, asked: TokenSet, batches: Iterable[Batch]
+    model: HookedAVModel, asked: TokenSet, batches: Iterable[Batch], brought: Iterable[Bringing], reach: int
 ) -> tuple[float, tuple[float, ...], float]:
-    """Of the unedited run, of each batch, and of one full run."""
+    """Of the unedited run and what edits bring, of each batch, and of one full run."""
     cfg, everything = model.cfg, torch.arange(len(asked.tokens))
     full = (cfg.n_layers - 1) * cost.block_operations(cfg, everything, everything)
     full += cost.block_operations(cfg, everything, asked.positions)
@@ -203,7 +229,11 @@ def _operations(
     for batch in batches:
         of_layer = {layer: cost.block_operations(cfg, step.enter, step.leave) for layer, step in batch.steps.items()}
         each.append(sum(of_layer[layer] for start in batch.starts for layer in of_layer if layer >= start))
-    return full, tuple(each), full
+    shared = full
+    if reach < len(everything):
+        shared = cfg.n_layers * cost.block_operations(cfg, everything[:reach], everything[:reach])
+    shared += sum(cost.block_operations(cfg, one.positions, everything[:0]) for one in brought)
+    return shared, tuple(each), full
 
 
 def _said(batches: Sequence[Batch], runs: Sequence[float]) -> str:

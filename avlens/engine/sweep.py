@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from avlens.decoder import AttentionMode
+from avlens.engine.brought import bring
 from avlens.engine.passes import run_batch
 from avlens.engine.plan import Plan, plan_sweep
 from avlens.engine.unedited import run_unedited
@@ -73,14 +74,18 @@ def _each(
         yield edit, model.run_with_hooks(inputs, plan.hooks[edit], logits_at=logits_at, attn=attn)[0]
     if not plan.builds_on_unedited:
         return
-    unedited = run_unedited(model, inputs, plan.streams, plan.first, logits_at=logits_at, attn=attn)
+    unedited = run_unedited(model, inputs, plan.streams, plan.first, plan.reach, logits_at=logits_at, attn=attn)
     for edit in plan.unchanged:
         yield edit, unedited.logits[0]
+    brought = bring(model, inputs, plan.brought)
     for batch in plan.batches:
-        rows = run_batch(model, inputs, unedited, batch, [plan.hooks[edit] for edit in batch.edits], attn)
+        rows = run_batch(model, inputs, unedited, brought, batch, [plan.hooks[edit] for edit in batch.edits], attn)
         changed = torch.isin(plan.asked, batch.last)
         which = torch.searchsorted(batch.last, plan.asked[changed])
         for edit, own in zip(batch.edits, rows, strict=True):
+            if len(which) == len(plan.asked):
+                yield edit, own[which]
+                continue
             logits = unedited.logits[0].clone()
             logits[changed] = own[which]
             yield edit, logits

@@ -3,7 +3,7 @@
 A `Splice` stands in for the keys and values of one pass: those of the unedited run, with the pass's own in their places.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +12,11 @@ from torch import Tensor
 
 from avlens import names
 from avlens.decoder import AttentionMode
+from avlens.engine.brought import Brought
+from avlens.engine.changes import Step
 from avlens.hooks import FwdHook, HookPoint
 from avlens.inputs import AVInputs
+from avlens.interventions.discard import Discard
 from avlens.model import HookedAVModel
 from avlens.tokens import TokenSet
 
@@ -57,6 +60,7 @@ def run_unedited(
     inputs: AVInputs,
     streams: Mapping[int, Int[Tensor, " row"]],
     first: int,
+    reach: int,
     *,
     logits_at: TokenSet | None,
     attn: AttentionMode | None,
@@ -68,6 +72,7 @@ def run_unedited(
         inputs: One prompt.
         streams: Of which layers to keep the stream that enters, at which positions, ascending.
         first: From which layer on to keep keys and values.
+        reach: How many positions to run, from the first on; fewer than all leave no logits that are asked for.
         logits_at: Positions to unembed.
         attn: Which attention runs.
     """
@@ -76,6 +81,9 @@ def run_unedited(
     own = ("attn.hook_rot_k", "attn.hook_v", "hook_deepstack")
     wanted = [f"blocks.{layer}.{name}" for layer in range(first, model.cfg.n_layers) for name in own]
     hooks: list[FwdHook] = [(name, keep) for name in [*rows, *wanted] if name in model.hook_dict]
+    if reach < len(tokens := inputs.prompt.tokens):
+        hooks.append((names.at("resid_pre", 0), Discard(tokens.at(range(reach, len(tokens))))))
+        logits_at = tokens.at([reach - 1])
     logits = model.run_with_hooks(inputs, hooks, logits_at=logits_at, attn=attn)
     return Unedited(logits, keep.kept, rows)
 
@@ -97,33 +105,48 @@ class _Keep:
         rows = self.rows.get(str(hook.name))
         self.kept[str(hook.name)] = x if rows is None else x[:, rows.to(x.device)]
 
+    def __repr__(self) -> str:
+        # A hook's name is its repr, which must not print what is kept.
+        return f"_Keep({len(self.kept)} activations)"
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True, eq=False)
 class Splice:
-    """Keys and values of one pass: a block's own rows among the unedited run's.
+    """Keys and values of one pass: a block's own rows, and those that edits bring, among the unedited run's.
 
     Attributes:
         unedited: The run that the others are from.
-        gone: Positions that may not be read.
+        brought: What edits bring.
+        edits: Which edit each row of the batch is.
+        step: What is computed.
     """
 
     unedited: Unedited
-    gone: Int[Tensor, " gone"]
+    brought: Brought
+    edits: Sequence[int]
+    step: Step
 
     def extend(self, layer: int, k: Tensor, v: Tensor, index: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor, Tensor]:
         """All keys, values and positions up to the last row's."""
         end = int(index[-1]) + 1
         if len(index) == end:
             return k, v, index
-        k, v = (self._among(name, layer, own, index, end) for name, own in (("rot_k", k), ("v", v)))
+        own = {"rot_k": k.transpose(1, 2), "v": v.transpose(1, 2)}
+        whole = [self._unedited(site, layer, len(k), end) for site in own]
+        if len(self.step.brought):
+            for row, edit in enumerate(self.edits):
+                self.brought.put(layer, edit, self.step.brought, whole[0][row], whole[1][row])
+        at = index.to(k.device)
+        for into, rows in zip(whole, own.values(), strict=True):
+            into.index_copy_(1, at, rows)
         positions = torch.arange(end)
-        if len(self.gone) == 0:
-            return k, v, positions
-        left = (~torch.isin(positions, self.gone)).nonzero()[:, 0]
-        return k[:, :, left], v[:, :, left], left
+        if len(self.step.gone):
+            positions = (~torch.isin(positions, self.step.gone)).nonzero()[:, 0]
+            whole = [keys[:, positions.to(k.device)] for keys in whole]
+        return whole[0].transpose(1, 2), whole[1].transpose(1, 2), positions
 
-    def _among(self, site: str, layer: int, own: Tensor, index: Int[Tensor, " pos"], end: int) -> Tensor:
-        theirs = self.unedited.kept[names.at(site, layer)][:, :end].transpose(1, 2)
-        whole = theirs.expand(len(own), -1, -1, -1).clone()
-        whole[:, :, index] = own
+    def _unedited(self, site: str, layer: int, n: int, end: int) -> Float[Tensor, "edit pos key_value_head d_head"]:
+        theirs = self.unedited.kept[names.at(site, layer)][:, :end]
+        whole = theirs.new_empty(n, end, *theirs.shape[2:])
+        whole[:, : theirs.shape[1]] = theirs
         return whole

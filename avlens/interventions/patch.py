@@ -10,7 +10,7 @@ Jung et al. 2026, arXiv:2605.10815, released code logic/causal_trace.py:162-223 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,15 @@ class Patch:
     def overwrites(self) -> bool:
         """Whether nothing is left of what was there: not where other heads keep theirs."""
         return self.heads is None
+
+    @property
+    def table(self) -> Float[Tensor, "pos *rest"] | None:
+        """What it would write at each position of the prompt, where that is known."""
+        return self.values if self.whole and self.overwrites else None
+
+    def at(self, tokens: TokenSet) -> "Patch":
+        """The same at other positions; only of a whole prompt's values."""
+        return replace(self, tokens=tokens)
 
     def __call__(self, x: Float[Tensor, "batch pos *rest"], hook: HookPoint) -> Float[Tensor, "batch pos *rest"]:
         """A copy of `x` with the values in place."""

@@ -5,11 +5,12 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from avlens.engine import plan_sweep, sweep
+from avlens.engine import plan_sweep, sweep, unedited
 from avlens.errors import BatchError, HookError, LayerError, PositionError
 from avlens.families import FAMILIES
 from avlens.inputs import AVInputs
 from avlens.interventions import ablate, discard, knockout, patch, reweight
+from avlens.interventions.discard import Discard
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal
 
@@ -208,10 +209,44 @@ def test_in_bf16_a_sweep_differs_from_full_runs_no_more_than_they_do_among_thems
 
 def test_one_edit_alone_is_not_made_dearer_by_an_unedited_run():
     case = CASES["qwen2_5_omni"]
-    plan = plan_sweep(
-        case.model, case.inputs, {"audio": patch(case.cache, case.tokens.audio)}, logits_at=case.tokens.last
-    )
+    hooks = patch(case.cache, case.tokens.audio, layers=[N_LAYERS - 1])
+    plan = plan_sweep(case.model, case.inputs, {"audio": hooks}, logits_at=case.tokens.last)
     assert plan.in_full == {0: "that is less work"} and plan.runs == 1
+
+
+def test_the_unedited_run_goes_no_further_than_it_is_read():
+    case = CASES["qwen2_5_omni"]
+    chosen, last = case.tokens.media, case.tokens.last
+    edits = {"media": patch(case.cache, chosen)}
+    plan = plan_sweep(case.model, case.inputs, edits, logits_at=last)
+    assert plan.reach == int(chosen.positions.min()) and plan.runs < 0.9
+    assert plan_sweep(case.model, case.inputs, edits | {"none": []}, logits_at=last).reach == case.n
+    ran = []
+    with pytest.MonkeyPatch.context() as watch:
+        watch.setattr(unedited, "Discard", lambda tokens: ran.append(tokens.positions) or Discard(tokens))
+        found = sweep(case.model, case.inputs, edits, logits_at=last)
+    assert ran[0].tolist() == list(range(plan.reach, case.n))
+    assert_equal(found[0], case.in_full(edits["media"], last))
+
+
+def test_what_sets_bring_is_made_once_for_all_that_are_patched_from_one_run():
+    case = CASES["qwen2_5_omni"]
+    tokens, last = case.tokens, case.tokens.last
+    edits = {
+        "audio": patch(case.cache, tokens.audio),
+        "media": patch(case.cache, tokens.media),
+        "other run": patch(case.own, tokens.video),
+        "normed": patch(case.cache, tokens.video, site="ln1.normalized"),
+        "twice": patch(case.cache, tokens.audio) + patch(case.own, tokens.audio),
+    }
+    plan = plan_sweep(case.model, case.inputs, edits, logits_at=last)
+    by_layer = {layer: [one for one in plan.brought if one.layer == layer] for layer in range(N_LAYERS)}
+    for made in by_layer.values():
+        assert [one.edits for one in made] == [(0, 1), (2,), (3,)]
+        assert made[0].positions.tolist() == tokens.media.positions.tolist()
+    found = sweep(case.model, case.inputs, edits, logits_at=last)
+    for row, hooks in zip(found, edits.values(), strict=True):
+        assert_equal(row, case.in_full(hooks, last))
 
 
 def test_a_measure_is_taken_of_each_edit():
