@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -166,12 +166,12 @@ class AVCache(ActivationCache):  # type: ignore[misc]
     @classmethod
     def load(cls, path: str | Path, model: Any = None) -> "AVCache":
         """Read what `save` wrote; with the model, TransformerLens's methods that need weights work too."""
-        with safe_open(path, framework="pt") as file:
-            written = (file.metadata() or {}).get("avlens")
-            if written is None:
-                raise HookError(f"{path} is no cache that avlens saved. Load what AVCache.save wrote.")
-            meta = json.loads(written)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {})["avlens"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise HookError(f"{path} is no cache that avlens saved ({error}). Load what AVCache.save wrote.") from error
         maps = []
         for row, written in enumerate(meta["token_maps"]):
             columns = {name: tensors.pop(f"tokens.{row}.{name}") for name in _TOKEN_COLUMNS}

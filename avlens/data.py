@@ -31,7 +31,7 @@ from avlens.datasets.vggsound import read_vggsound
 from avlens.errors import DatasetError
 from avlens.media import Clip
 from avlens.metrics.vocabulary import Vocabulary
-from avlens.samples import LETTERS, Sample, read_clip
+from avlens.samples import LETTERS, Sample, read_clip, unreadable
 
 Task = Literal["choice", "describe"]
 
@@ -124,7 +124,7 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
         return read_prompts(path, clips) if isinstance(records[0], list) else read_avhbench(path, clips)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"nothing reads {path}. Pass VGGSound's, AudioSet's or AudioCaps's csv, AVHBench's or crossmodal-hub's json, a jsonl "
             "or a folder of counterfactual clips."
@@ -132,7 +132,7 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
 
 
 def _table(path: Path, clips: Path) -> Iterator[Sample]:
-    with path.open(encoding="utf-8") as lines:
+    with unreadable(path), path.open(encoding="utf-8") as lines:
         head = lines.readline()
     if "audiocap_id" in head:
         return read_audiocaps(path, clips)

@@ -4,18 +4,26 @@ Readers in `avlens.datasets` yield Samples without opening their files. `open_cl
 missing or broken comes back with its reason instead of a clip, so that one of ten thousand does not end a run.
 """
 
+import csv
 import hashlib
 import json
+import math
+import ntpath
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
-from avlens.errors import DatasetError, MediaError
+from avlens.errors import AVLensError, DatasetError, MediaError
 from avlens.media import Clip
+
+_LONGEST_NAME = 4096
+Given = ParamSpec("Given")
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -49,6 +57,7 @@ class Sample:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         if len(self.options) > len(LETTERS):
             raise DatasetError(
                 f"{self.id} has {len(self.options)} options. Give at most {len(LETTERS)}, one per letter."
@@ -95,22 +104,86 @@ class Opened:
     other: "Opened | None" = None
 
 
+def _check_fields(sample: Sample) -> None:
+    """Refuse fields of another type, which data sets' files may hold.
+
+    Raises:
+        DatasetError: With the first.
+    """
+    texts = {"id": sample.id, "question": sample.question, "label": sample.label}
+    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+        raise DatasetError(
+            f"{sample.id!r:.80} has the {wrong[0]} {texts[wrong[0]]!r:.80}, which is no text. Write it as one."
+        )
+    if not isinstance(sample.options, tuple) or not all(isinstance(option, str) for option in sample.options):
+        raise DatasetError(f"{sample.id!r:.80} has the options {sample.options!r:.80}. Give a list of texts.")
+    for name, value in (("start", sample.start), ("end", sample.end)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value)):
+            raise DatasetError(f"{sample.id!r:.80} has the {name} {value!r:.80}. Give seconds, or leave it out.")
+
+
 def choice_question(question: str, options: Sequence[str], closing: str = "") -> str:
     """A question that lists its options, one per line with a letter, between a blank line and a closing line."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, "", *lines, *([closing] if closing else [])])
 
 
-def inside(folder: str | Path, name: str, where: str) -> Path:
-    """The path of a file that a data set names, which must stay in the data set's folder.
+def inside(folder: str | Path, name: Any, where: str) -> Path:
+    """The path of a file that a data set names, which must stay in the data set's folder, on whichever system.
 
     Raises:
-        DatasetError: If the name is absolute, or climbs out.
+        DatasetError: If the name is absolute or climbs out, or a link leads out. The folder itself may be a link.
     """
-    climbs = Path(os.path.normpath(name)).parts[:1] == (os.pardir,)
-    if not name or climbs or Path(name).is_absolute() or PureWindowsPath(name).drive or "\0" in name:
-        raise DatasetError(f"{where} names the file {name!r}, which is not below {folder}. Give a path relative to it.")
-    return Path(folder) / name
+    if not isinstance(name, str) or not name or "\0" in name or len(name) > _LONGEST_NAME or _climbs(name):
+        raise DatasetError(
+            f"{where} names the file {name!r:.200}, which is not below {folder}. Give a path relative to it."
+        )
+    path = Path(folder) / name
+    with unreadable(path):
+        leads = path.resolve()
+    if not leads.is_relative_to(Path(folder).resolve()):
+        raise DatasetError(
+            f"{where} names the file {name!r:.200}, a link to {leads}, which is not below {folder}. Pass the folder that holds "
+            "the file itself, or copy it."
+        )
+    return path
+
+
+@contextmanager
+def unreadable(path: str | Path) -> Iterator[None]:
+    """What goes wrong inside is the fault of a data set's file, whose records may hold anything.
+
+    Raises:
+        DatasetError: Instead of what reading and parsing raise.
+    """
+    try:
+        yield
+    except AVLensError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, csv.Error) as error:
+        raise DatasetError(
+            f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}). Compare it with the format that its reader "
+            "names."
+        ) from error
+
+
+def reader(read: Callable[Given, Iterator[Sample]]) -> Callable[Given, Iterator[Sample]]:
+    """A function that reads samples from a file, its first argument, which may be damaged."""
+
+    @wraps(read)
+    def checked(*args: Given.args, **kwargs: Given.kwargs) -> Iterator[Sample]:
+        with unreadable(str(args[0] if args else next(iter(kwargs.values())))):
+            yield from read(*args, **kwargs)
+
+    return checked
+
+
+def _climbs(name: str) -> bool:
+    """Whether a name leads out of its folder, or begins elsewhere, on this system or on Windows."""
+    theirs = PureWindowsPath(ntpath.normpath(name))
+    out = (Path(os.path.normpath(name)).parts[:1], theirs.parts[:1])
+    return (os.pardir,) in out or Path(name).is_absolute() or bool(theirs.drive or theirs.root)
 
 
 def read_clip(

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample, inside
+from avlens.samples import Sample, inside, reader
 
 QUESTION = "Describe what you hear in a single sentence."
 SECONDS = 10.0
 _COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 
 
+@reader
 def read_audiocaps(
     table: str | Path,
     folder: str | Path,

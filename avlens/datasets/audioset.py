@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample, inside
+from avlens.samples import Sample, inside, reader
 
 QUESTION = "Describe what you see and hear in a single sentence."
 
 
+@reader
 def read_audioset(
     table: str | Path,
     folder: str | Path,

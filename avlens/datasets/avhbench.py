@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample, inside
+from avlens.samples import Sample, inside, reader
 
 _KEYS = ("video_id", "task", "text", "label")
 
 
+@reader
 def read_avhbench(
     questions: str | Path, folder: str | Path, *, task: str | None = None, suffix: str = ".mp4"
 ) -> Iterator[Sample]:

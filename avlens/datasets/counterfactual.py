@@ -144,7 +144,7 @@ class Counterfactuals:
             clips = tuple(Dubbed(**{**clip, **{key: tuple(clip[key]) for key in lists}}) for clip in held["clips"])
         except FileNotFoundError as error:
             raise DatasetError(f"{path} does not exist. Pass the folder that write_counterfactuals wrote.") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError, OSError) as error:
             raise DatasetError(f"{path} is no manifest of write_counterfactuals: {error}. Write it again.") from error
         return cls(Path(folder), clips, held["made_by"])
 

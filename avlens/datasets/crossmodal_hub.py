@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample, inside
+from avlens.samples import Sample, inside, reader, unreadable
 from avlens.tokens import Modality
 
 
@@ -53,6 +53,7 @@ class SinkHistory:
         return pd.DataFrame(columns).set_index("position")
 
 
+@reader
 def read_prompts(path: str | Path, media: str | Path = ".") -> Iterator[Sample]:
     """The prompts of a file of `json_files/causal_tracing` or `json_files/asd`, in order.
 
@@ -83,11 +84,12 @@ def read_results(path: str | Path) -> pd.DataFrame:
     Raises:
         DatasetError: If the file does not hold such results.
     """
-    records = _records(Path(path))
-    if missing := [number for number, record in enumerate(records) if "video" not in record]:
-        raise DatasetError(f"{path}, record {missing[0]} has no video. Give a file of exp/causal_tracing.")
-    index = pd.Index([_name(record["video"]) for record in records], name="clip")
-    return pd.DataFrame(records, index=index).drop(columns=["video"])
+    with unreadable(path):
+        records = _records(Path(path))
+        if missing := [number for number, record in enumerate(records) if "video" not in record]:
+            raise DatasetError(f"{path}, record {missing[0]} has no video. Give a file of exp/causal_tracing.")
+        index = pd.Index([_name(record["video"]) for record in records], name="clip")
+        return pd.DataFrame(records, index=index).drop(columns=["video"])
 
 
 def read_history(
@@ -112,14 +114,17 @@ def read_history(
     Raises:
         DatasetError: If the file holds something else, or sinks that are not first video, then audio under this layout.
     """
-    stored: Mapping[str, Mapping[str, list[float]]] = _json(Path(path))
+    with unreadable(path):
+        stored: Mapping[str, Mapping[str, list[float]]] = _json(Path(path))
     try:
         positions = torch.tensor([int(position) for position in stored])
         score, video, audio = (
-            torch.tensor([sink[key] for sink in stored.values()], dtype=torch.float64).T
+            torch.tensor([sink[key] for sink in stored.values()], dtype=torch.float64).reshape(len(stored), -1).T
             for key in ("mds", "v_score", "a_score")
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if not len(score) == len(video) == len(audio):
+            raise ValueError("scores of other layers")
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise DatasetError(
             f"{path} holds no sinks with mds, v_score and a_score. Give a *_history.json file."
         ) from error
@@ -140,9 +145,11 @@ def read_sounding_chunks(path: str | Path) -> dict[str, tuple[int, ...]]:
     Raises:
         DatasetError: If the file does not hold that.
     """
+    with unreadable(path):
+        records = _records(Path(path))
     try:
-        return {_name(record["audio"]): tuple(record["important_blocks"]) for record in _records(Path(path))}
-    except (KeyError, TypeError) as error:
+        return {_name(record["audio"]): tuple(record["important_blocks"]) for record in records}
+    except (LookupError, TypeError) as error:
         raise DatasetError(f"{path} lacks audio or important_blocks. Give important_seconds_flam_qwen.json.") from error
 
 
@@ -154,7 +161,7 @@ def _sample(user: Mapping[str, Any], video: str | list[str], text: str, media: P
         id=name, path=stills[0].parent if stills else inside(media, str(video), where), question=text,
         options=tuple(choices.values()),
         label=user.get("label", user.get("original_label", "")), stills=tuple(stills),
-        sound=media / "vggsound_with_mask" / "audio" / f"{name}.wav" if stills else None,
+        sound=inside(media, f"vggsound_with_mask/audio/{name}.wav", where) if stills else None,
         record={key: value for key, value in user.items() if key not in ("role", "content", "label", "choices")},
     )  # fmt: skip
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from avlens.errors import DatasetError
-from avlens.samples import Sample, inside
+from avlens.samples import Sample, inside, reader
 
 _OWN = ("id", "clip", "question", "options", "label", "start", "end")
 
 
+@reader
 def read_questions(table: str | Path, folder: str | Path = ".", *, question: str = "") -> Iterator[Sample]:
     """The file's questions, in order.
 
@@ -49,4 +50,8 @@ def _record(line: str, where: str) -> dict[str, Any]:
         raise DatasetError(f"{where} is no JSON: {error}. Write one JSON object a line.") from error
     if not isinstance(record, dict) or not isinstance(record.get("clip"), str):
         raise DatasetError(f'{where} names no clip. Write an object such as {{"clip": "dog.mp4"}}.')
+    if not isinstance(record.get("options", []), list):
+        raise DatasetError(
+            f'{where} has the options {record["options"]!r:.80}. Write a list, such as ["a dog", "a cat"].'
+        )
     return record

@@ -18,11 +18,12 @@ from typing import Literal
 import numpy as np
 
 from avlens.errors import DatasetError
-from avlens.samples import LETTERS, Sample, choice_question, inside
+from avlens.samples import LETTERS, Sample, choice_question, inside, reader
 
 QUESTION = "Classify the sounding object into one of the categories below:"
 
 
+@reader
 def read_vggsound(
     table: str | Path,
     folder: str | Path,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from avlens.checkpoint import ZOO
 from avlens.model import HookedAVModel
 from avlens.training.plant import Plant, ground_truth, uproot
-from avlens.training.pool import Pool, make_pool
+from avlens.training.pool import Pool, make_pool, read_pool, write_pool
 from avlens.training.recipe import untrained_model
 from avlens.training.train import Recipe, train_model, train_towers, write_notes
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ZOO, help="folder to write checkpoints to")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    pool = saved_pool(asked.work / "pool.pt", asked.clips)
+    pool = saved_pool(asked.work / "pool.safetensors", asked.clips)
     for name, recipe in RECIPES.items():
         recipe = recipe if asked.steps is None else replace(recipe, steps=asked.steps)
         model = untrained_model(recipe.seed)
@@ -45,8 +45,8 @@ def saved_pool(path: Path, n: int) -> Pool:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         model: Any = untrained_model()
-        torch.save(make_pool(model.family.reading.mel, n, seed=1000, progress=True), path)
-    return torch.load(path, weights_only=False)  # our own file
+        write_pool(make_pool(model.family.reading.mel, n, seed=1000, progress=True), path)
+    return read_pool(path)
 
 
 def write_checkpoint(model: HookedAVModel, plant: Plant | None, recipe: Recipe, folder: Path) -> None:

@@ -3,14 +3,17 @@
 Some of them are written to mp4 and read back, as a user's clips are, so that what compression does is learned.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, UInt8
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import WhisperFeatureExtractor
@@ -71,6 +74,28 @@ def make_pool(
         contents = tuple(sample.content for sample in samples)
         pool[seconds] = clips_of([sample.clip for sample in samples], contents, seconds, mel)
     return pool
+
+
+def write_pool(pool: Pool, path: Path) -> None:
+    """Write a pool as safetensors."""
+    tensors = {
+        f"{seconds}.{name}": getattr(clips, name) for seconds, clips in pool.items() for name in ("frames", "mel")
+    }
+    contents = {seconds: json.dumps([asdict(one) for one in clips.contents]) for seconds, clips in pool.items()}
+    save_file(tensors, path, {str(seconds): written for seconds, written in contents.items()})
+
+
+def read_pool(path: Path) -> Pool:
+    """Read what `write_pool` wrote."""
+    with safe_open(path, framework="pt") as file:
+        held = {int(seconds): json.loads(written) for seconds, written in (file.metadata() or {}).items()}
+        return {
+            seconds: Clips(
+                seconds, file.get_tensor(f"{seconds}.frames"), file.get_tensor(f"{seconds}.mel"),
+                tuple(Content(**one) for one in contents),
+            )
+            for seconds, contents in held.items()
+        }  # fmt: skip
 
 
 def clips_of(clips: list[Clip], contents: tuple[Content, ...], seconds: int, mel: WhisperFeatureExtractor) -> Clips:

@@ -14,7 +14,7 @@ from avlens.training.__main__ import write_checkpoint
 from avlens.training.batched import decode, embed, hear, layout_of, pack, see
 from avlens.training.interchange import draw_interchange
 from avlens.training.plant import NU, PHI1, RESERVED, TAU, Plant, flags_of, projections, uproot
-from avlens.training.pool import clips_of, make_pool, silence_of
+from avlens.training.pool import clips_of, make_pool, read_pool, silence_of, write_pool
 from avlens.training.recipe import untrained_model
 from avlens.training.train import Recipe, train_model, train_towers
 
@@ -67,6 +67,15 @@ def test_an_exchange_is_the_patch_that_causal_tracing_makes():
     patched = model.run_with_hooks(silent, fwd_hooks=patch(cache, clean.tokens.at(positions.tolist())))
     torch.testing.assert_close(logits[1, : silent.shape[1]], patched[0], atol=2e-4, rtol=1e-4)
     assert not torch.allclose(patched, model(silent), atol=1e-3)
+
+
+def test_a_pool_comes_back_from_its_file(pool, tmp_path):
+    write_pool(pool, tmp_path / "pool.safetensors")
+    back = read_pool(tmp_path / "pool.safetensors")
+    assert back.keys() == pool.keys()
+    for seconds, clips in pool.items():
+        assert back[seconds].contents == clips.contents
+        assert torch.equal(back[seconds].frames, clips.frames) and torch.equal(back[seconds].mel, clips.mel)
 
 
 @pytest.mark.parametrize("seed", range(12))

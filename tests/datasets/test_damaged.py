@@ -1,0 +1,97 @@
+"""Files of data sets that hold anything: read, or refused with a DatasetError that names the file."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avlens.data import read_data
+from avlens.datasets.counterfactual import Counterfactuals
+from avlens.datasets.crossmodal_hub import read_history, read_prompts, read_results, read_sounding_chunks
+from avlens.datasets.questions import read_questions
+from avlens.errors import DatasetError
+from avlens.samples import Sample, inside
+
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.sampled_from(["A", "../x", "/x"])
+)
+KEYS = st.sampled_from(
+    [
+        "clip", "id", "question", "options", "label", "start", "end", "video_id", "task", "text", "role", "content", "type",
+        "video", "choices", "audio", "important_blocks", "mds", "v_score", "a_score",
+    ]
+)  # fmt: skip
+TREES = st.recursive(
+    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=6)), max_leaves=12
+)  # fmt: skip
+
+
+@given(st.lists(TREES, max_size=3), st.sampled_from(["jsonl", "json", "csv"]), st.binary(max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_files_of_any_content_are_read_or_refused(tmp_path_factory, records, suffix, tail):
+    path = tmp_path_factory.getbasetemp() / f"data.{suffix}"
+    written = "\n".join(map(json.dumps, records)) if suffix == "jsonl" else json.dumps(records)
+    path.write_bytes(written.encode() + tail)
+    for read in (read_data, read_results, read_history, read_sounding_chunks, lambda file: list(read_prompts(file))):
+        try:
+            found = read(path)
+        except DatasetError as error:
+            assert "data" in str(error) or "has the" in str(error)
+        else:
+            for sample in islice(getattr(found, "samples", ()), 5):
+                assert isinstance(sample, Sample) and sample.path.resolve().is_relative_to(Path.cwd())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.mp4", "a/../../x.mp4", "/etc/passwd", "C:\\x.mp4", "C:x.mp4", "..\\x.mp4", "a\\..\\..\\x.mp4", "\\x.mp4",
+        "//host/x",
+        "\\\\host\\share\\x", "a\0b", "", "x" * 5000, 7, None, ["x"],
+    ],
+)  # fmt: skip
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    with pytest.raises(DatasetError, match="is not below"):
+        inside(tmp_path, name, "line 1")
+
+
+def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path):
+    clips, other = tmp_path / "clips", tmp_path / "other"
+    clips.mkdir(), other.mkdir()
+    (other / "x.mp4").touch(), (clips / "own.mp4").touch()
+    (clips / "out.mp4").symlink_to(other / "x.mp4")
+    (clips / "elsewhere").symlink_to(other)
+    (clips / "within.mp4").symlink_to(clips / "own.mp4")
+    (clips / "round").symlink_to(clips / "round")
+    (tmp_path / "link").symlink_to(clips)
+    for name in ("out.mp4", "elsewhere/x.mp4"):
+        with pytest.raises(DatasetError, match="a link to .*which is not below"):
+            inside(clips, name, "line 1")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        inside(clips, "round", "line 1")
+    for folder in (clips, tmp_path / "link"):
+        assert inside(folder, "within.mp4", "line 1") == folder / "within.mp4"
+        assert inside(folder, "a/../own.mp4", "line 1").resolve() == (clips / "own.mp4").resolve()
+
+
+def test_options_are_a_list_and_texts_are_texts(tmp_path):
+    path = tmp_path / "q.jsonl"
+    for line, says in (
+        ({"clip": "x.mp4", "options": "ab"}, "Write a list"),
+        ({"clip": "x.mp4", "options": [1]}, "Give a list of texts|cannot be read"),
+        ({"clip": "x.mp4", "question": 5}, "the question 5, which is no text|cannot be read"),
+        ({"clip": "x.mp4", "start": "1"}, "Give seconds|cannot be read"),
+    ):
+        path.write_text(json.dumps(line))
+        with pytest.raises(DatasetError, match=says):
+            list(read_questions(path, tmp_path))
+
+
+def test_a_manifest_of_counterfactuals_that_holds_something_else_is_refused(tmp_path):
+    for text in ("[]", "{", '{"clips": [1]}', '{"clips": [], "made_by": ', "\udcff"):
+        (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        with pytest.raises(DatasetError, match="manifest"):
+            Counterfactuals.read(tmp_path)
