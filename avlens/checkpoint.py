@@ -52,6 +52,11 @@ def load_checkpoint(
         CheckpointError: If there is none, no family knows it, or its files cannot be read.
         UnsupportedSettingError: If its config holds a setting that nobody handled.
     """
+    if own := sorted(_NOT_OFFERED & set(load_options)):
+        raise CheckpointError(
+            f"{own[0]}={load_options[own[0]]!r:.80} cannot be given. Weights are read as safetensors, no code of a checkpoint is "
+            "ever run, and which attention runs is said with attn=."
+        )
     wanted = dtype_of(dtype)
     folder = find_checkpoint(name, revision=revision)
     look = f"Look into {folder}, or download it again."
@@ -118,6 +123,14 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> Path:
         raise CheckpointError(f"the folder {name} holds no config.json. Pass the folder that holds the checkpoint.")
     return folder
 
+
+_NOT_OFFERED = frozenset(
+    [
+        "trust_remote_code", "use_safetensors", "weights_only", "use_kernels", "allow_all_kernels", "kernel_config", "gguf_file",
+        "state_dict", "config", "key_mapping", "attn_implementation", "output_loading_info", "ignore_mismatched_sizes",
+    ]
+)  # fmt: skip
+"""Options of transformers' from_pretrained that are set here, or would load something else."""
 
 _PARTS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer*")
 """What is downloaded of a checkpoint."""
