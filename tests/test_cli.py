@@ -216,7 +216,7 @@ def test_an_experiment_is_run_and_goes_on(run, tmp_path):
     assert [choice.value for choice in cli.Choice] == list(EXPERIMENTS)
     out = tmp_path / "out"
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate", "--json")
-    assert code == 0 and json.loads(said)["records"] == 4 and "estimate: 1 to go" in err
+    assert code == 0 and json.loads(said)["records"] == 2 and "estimate: 3 to go" in err
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out)
     assert code == 0 and "RecordTable(6 records of 6 samples, 0 with a problem)" in said and "named_other" in said
     code, said, _ = run("run", "lens", "--data", "synthetic:6", "--out", out, "--json")

@@ -15,11 +15,14 @@ so that a pass over one row is bound by reading the weights, and a small product
 """
 
 import math
+import statistics
+import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
@@ -37,8 +40,8 @@ class Device:
         name: Of the device.
         peak: Operations a second, dense, in bf16.
         bandwidth: Bytes a second of its memory.
-        share: Of both, an assumption: `rate` measures it.
-        host: Seconds that a product takes at least, since something has to launch it; an assumption as well.
+        share: Of both, an assumption; `measure` replaces it.
+        host: Seconds that a product takes at least, since something has to launch it and all that goes with it; the same.
     """
 
     name: str
@@ -278,3 +281,48 @@ def _seconds(product: Product, device: Device, weight_bytes: int) -> float:
     computing = product.operations / (device.peak * device.share)
     reading = product.into * product.out * product.window * weight_bytes / (device.bandwidth * device.share)
     return max(computing, reading, device.host)
+
+
+def measure(model: Any, inputs: Any, device: Device, *, steps: int = 8, repeats: int = 5) -> Device:
+    """The device with what a loaded model reaches on it: the share in a pass over a prompt, the host in passes over one row.
+
+    Args:
+        model: A HookedAVModel, where it is to be run.
+        inputs: One prompt, as long as those of the experiments.
+        device: Its peak.
+        steps: How many tokens are written.
+        repeats: How often each is timed; the median counts.
+    """
+
+    def prompt() -> None:
+        model(inputs, logits_at=inputs.tokens.last)
+
+    def write(n: int) -> None:
+        model.generate(inputs, n, min_new_tokens=n)
+
+    prompt()  # Now the clip is encoded, and what is loaded at first use is loaded.
+    works = []
+    for run in (prompt, lambda: write(1), lambda: write(2)):
+        with Ledger() as ledger:
+            run()
+        works.append(ledger.work())
+    seconds, one, several = (_median(run, repeats) for run in (prompt, lambda: write(1), lambda: write(1 + steps)))
+    per_step = sum(works[2].products.values()) - sum(works[1].products.values())
+    host = max(0.0, several - one) / (steps * per_step)
+    return replace(device, share=works[0].operations / (seconds * device.peak), host=host)
+
+
+def _median(run: Callable[[], None], repeats: int) -> float:
+    taken = []
+    for _ in range(repeats):
+        _wait()
+        began = time.perf_counter()
+        run()
+        _wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -6,8 +6,11 @@ What the folder holds already is not measured again, but for what had a problem.
 what was being measured: run it again, and it goes on.
 """
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,8 @@ from avlens.model import HookedAVModel
 from avlens.records import Record, RecordFolder, RecordTable
 from avlens.samples import Sample
 
-PILOT = 4
-"""So many items, spread over the whole run, are measured first, to estimate the rest."""
+PILOT = 8
+"""So many items, spread over the whole run, are measured first for each worker, to estimate the rest; 3 or more a condition."""
 
 HOPELESS = 20
 """So many problems, and not one success, end a run."""
@@ -75,15 +78,26 @@ def _measure_missing(
     n_done = len(items) - len(left)
     with tqdm(total=len(items), initial=n_done, desc=name, unit="item", disable=not progress) as bar:
         recorder = _Recorder(workers, folder, bar, n_done > 0)
-        first = left[:: max(1, len(left) // (PILOT * workers.n))][: PILOT * workers.n]
+        first = _pilot(left, workers.n)
         pilot = recorder.measure(first)
         keys = {item.key for item in first}
         rest = [item for item in left if item.key not in keys]
         if on_estimate is not None and pilot:
             folder.write()
-            if on_estimate(estimate_run(pilot, len(rest), workers.n, folder.folder)) is False:
+            counts = Counter(item.condition for item in rest)
+            if on_estimate(estimate_run(pilot, counts, workers.n, folder.folder)) is False:
                 return
         recorder.measure(rest)
+
+
+def _pilot(left: Sequence[Item], workers: int) -> list[Item]:
+    """Some items of each condition, spread over the whole run, conditions taking turns; half of a short run at most."""
+    of: dict[str, list[Item]] = {}
+    for item in left:
+        of.setdefault(item.condition, []).append(item)
+    each = max(3, math.ceil(PILOT * workers / max(1, len(of))))
+    spread = [its[:: max(1, len(its) // each)][: max(1, min(each, len(its) // 2))] for its in of.values()]
+    return [item for turn in zip_longest(*spread) for item in turn if item is not None]
 
 
 def _left(items: Sequence[Item], folder: RecordFolder) -> list[Item]:

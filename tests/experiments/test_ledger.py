@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avlens import cost
 from avlens.engine import sweep
 from avlens.errors import ExperimentError
-from avlens.experiments.ledger import QWEN2_5_OMNI, Device, Ledger, Product, Widths, Work
+from avlens.experiments.ledger import QWEN2_5_OMNI, Device, Ledger, Product, Widths, Work, measure
 from avlens.interventions import discard, knockout, patch
 from avlens.testing import tiny_clip, tiny_model
 
@@ -80,6 +80,13 @@ def test_seconds_by_hand():
     assert Work({short: 2}).seconds(device) == 2 * (600 * 2 / 5)
     assert Work({tiny: 3}).seconds(device) == 3
     assert (Work({long: 1}) + Work({long: 2, tiny: 1})).products == {long: 3, tiny: 1}
+
+
+def test_what_a_machine_reaches_is_measured():
+    model = tiny_model(**WIDE)
+    inputs = model.prepare(tiny_clip(2.0), "what do you hear ?")
+    found = measure(model, inputs, Device("this one", peak=1e12, bandwidth=1e12), steps=2, repeats=1)
+    assert 0 < found.share < 1 and 0 <= found.host < 0.1 and found.peak == 1e12
 
 
 def test_what_cannot_be_told_is_refused():

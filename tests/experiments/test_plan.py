@@ -10,6 +10,9 @@ def test_schedules_by_hand():
     assert simulate([3, 1, 1, 1], 2).makespan == 3 and simulate([3, 1, 1, 1], 2).efficiency == 1
     assert simulate([1, 1, 1, 3], 2).makespan == 4 and simulate([1, 1, 1, 3], 2).efficiency == 6 / 8
     assert simulate([2, 2], 2, start=1).makespan == 3
+    assert simulate([3, 1, 1, 1], 2).tail == 0 and simulate([1, 1, 1, 3], 2).tail == 2
+    # A file is written when the fourth item is handed over, at 12, since 10 s have passed; that takes 2 s more.
+    assert simulate([4] * 4, 1, write=2).makespan == 18
     # Handed over at 1, 2, 3 and 4, one at a time, the last is done at 5: four workers, but one pair of hands.
     busy = simulate([1] * 4, 4, overhead=1)
     assert busy.makespan == 5 and busy.limit == 1

@@ -144,15 +144,35 @@ def test_a_run_says_what_it_will_cost_and_may_be_told_to_stop(model, tmp_path):
     told = []
     one = Experiment("loudness", loudness)
     run(one, model, samples(20), tmp_path, read=read, on_estimate=lambda cost: told.append(cost) or False)
-    assert len(read_records(tmp_path)) == 4 and told[0].items == 16 and told[0].measured == 4
-    run(one, model, samples(20), tmp_path, read=read, on_estimate=told.append)
-    assert len(read_records(tmp_path)) == 20 and told[1].items == 12
+    assert len(read_records(tmp_path)) == 8 and told[0].items == 12 and told[0].measured == 8
+    run(one, model, samples(20), tmp_path, read=read, on_estimate=told.append)  # Only of what is left.
+    assert len(read_records(tmp_path)) == 20 and told[1].items == 6 and told[1].measured == 6
+
+
+def test_every_condition_is_tried_before_a_run_is_estimated(model, tmp_path):
+    several = replace(LOUDNESS, conditions={str(i): {"parts": i} for i in range(1, 5)}, seeds=(0,))
+    told = []
+    run(several, model, samples(12), tmp_path, read=read, on_estimate=lambda cost: told.append(cost) or False)
+    found = read_records(tmp_path).records
+    assert sorted({one.condition for one in found}) == ["1", "2", "3", "4"] and len(found) == 12 == told[0].measured
+    assert len({one.sample for one in found}) == 3 and told[0].items == 36
+
+
+def test_conditions_are_weighed_by_what_is_left_of_them(tmp_path):
+    some = [Record("0", condition, seconds=x) for condition, x in (("a", 9), ("a", 1), ("b", 10), ("a", 3), ("b", 10))]
+    cost = estimate_run(some, {"a": 30, "b": 10}, workers=1, folder=tmp_path)
+    assert cost.duration[0] == pytest.approx(30 * 2 + 10 * 10) and cost.items == 40
+    assert math.isnan(estimate_run(some, {"c": 1}, workers=1, folder=tmp_path).duration[0])
 
 
 def test_estimates_by_hand(tmp_path):
     some = [Record(str(i), seconds=float(i), memory=i * 2**30, problem="x" * (i == 3)) for i in (1, 2, 3)]
-    cost = estimate_run(some, items=100, workers=4, folder=tmp_path)
+    cost = estimate_run(some, {"": 100}, workers=4, folder=tmp_path)
     assert cost.duration[0] == 50 and cost.duration[1] < 50 < cost.duration[2]
+    cost = estimate_run([Record("0", seconds=9.0), *some], {"": 100}, workers=1, folder=tmp_path)
+    # The first does not count. Of 1, 2, 3: mean 2, standard error sqrt(1 / 3), Student's t with 2 degrees of freedom 4.30.
+    assert cost.duration[0] == 200 and cost.duration[2] == pytest.approx(200 + 100 * 4.30 / 3**0.5, rel=0.07)
+    cost = estimate_run(some, {"": 100}, workers=4, folder=tmp_path)
     assert cost.memory == 3 * 2**30 and 100 * 150 < cost.disk < 100 * 400 and cost.failed == 1
     assert (
         "with 4 workers" in str(cost) and "3.0 GiB of memory each" in str(cost) and "1 of 3 had a problem" in str(cost)
