@@ -61,6 +61,7 @@ class Generation:
         records: What the decoding method decided at each step.
         logits: Of each step, before any processor, if they were asked for.
         made_by: Model, prompts, options, seed, versions.
+        strings: The text of each new token of each row, special tokens included.
     """
 
     tokens: Int[Tensor, "batch new_pos"]
@@ -69,6 +70,7 @@ class Generation:
     records: Mapping[str, Any]
     made_by: Mapping[str, Any]
     logits: Float[Tensor, "batch new_pos d_vocab"] | None = None
+    strings: tuple[tuple[str, ...], ...] = ()
 
     @property
     def text(self) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import pandas as pd
 from tqdm.auto import tqdm
 
+from avlens import display
 from avlens.analyses.controls import Match, causally_idle, matched_draws
 from avlens.analyses.dominance import modality_dominance, split_sinks
 from avlens.analyses.selection import (
@@ -90,6 +91,10 @@ class HubTable:
         for case, table in self.tables.items():
             lines += ["", f"{case}: {table.te_clean.n} clips, effects x100", repr(table)]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        clips = ", ".join(f"{table.te_clean.n} {case}" for case, table in self.tables.items())
+        return display.table(f"HubTable({clips or 'no'} clips; effects x100)", self.to_frame(), self.made_by)
 
 
 def hub_table(

@@ -6,6 +6,9 @@ Source: the first half of Adaptive Sink-guided Decoding, and the tables' sets, i
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
+from avlens import display
 from avlens.analyses.dominance import Hubs, ModalityDominance, modality_dominance, read_by_modality, split_sinks
 from avlens.analyses.sinks import SinkDims, Sinks, find_sink_dims, find_sinks, sink_energy
 from avlens.cache import AVCache, Reduction
@@ -26,6 +29,20 @@ class PromptHubs:
     sinks: Sinks
     dominance: ModalityDominance
     hubs: Hubs
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per sink of audio or video: its part, its score, and its largest energy."""
+        frame = self.hubs.to_frame()
+        at = frame.index.to_numpy()
+        frame["mds"] = self.dominance.to_frame()["mds"].loc[at]
+        frame["energy"] = self.sinks.energy.amax(0).numpy()[at]
+        return frame
+
+    def __repr__(self) -> str:
+        return f"PromptHubs({self.sinks!r}, {self.hubs!r})"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame(), self.sinks.made_by)
 
 
 def find_hubs(

@@ -470,7 +470,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         maps = [prompt.tokens for prompt in inputs.prompts for _copy in range(config.num_return_sequences or 1)]
         cache = recorder.cache(self, maps, made_by) if recorder.parts else None
         logits = torch.stack(loop.logits, dim=1) if keep_logits else None
-        return Generation(new, texts, cache, {} if run is None else run.records(), made_by, logits)
+        strings = tuple(tuple(self.tokenizer.decode([token]) for token in row) for row in new.tolist())
+        return Generation(new, texts, cache, {} if run is None else run.records(), made_by, logits, strings)
 
     def read(
         self,

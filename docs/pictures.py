@@ -21,15 +21,23 @@ from avlens.analyses.flow import Controls, flow_by_head, information_flow
 from avlens.analyses.logit_lens import latent_understanding, logit_lens
 from avlens.analyses.paths import open_paths, path_patching
 from avlens.analyses.probes import linear_probes, probe_features
+from avlens.analyses.selection import unimodal_dominance
 from avlens.analyses.shift import token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
 from avlens.analyses.transport import transport
+from avlens.data import read_data
+from avlens.datasets.counterfactual import mismatched
 from avlens.datasets.synthetic import synthetic_clips
+from avlens.decoding import ASD
 from avlens.demo import run_demo
 from avlens.groups import token_groups
+from avlens.hub_table import hub_table
 from avlens.hubs import find_hubs
 from avlens.media import Clip
+from avlens.metrics.aloha import VocabularyExtractor, aloha
+from avlens.metrics.chair import chair
+from avlens.metrics.fidelity import KeywordMatch, caption_fidelity
 from avlens.tables import trace_table
 from avlens.views.page import page
 from avlens.views.style import dark
@@ -104,6 +112,24 @@ class World:
     @cached_property
     def groups(self) -> Any:
         return {name: tokens for name, tokens in token_groups(self.inputs.tokens).items() if name != "generated"}
+
+    @cached_property
+    def data(self) -> Any:
+        return read_data("synthetic:12", seed=3)
+
+    @cached_property
+    def selection(self) -> Any:
+        return unimodal_dominance(self.model, self.data.samples, ask=self.data.ask, read=self.data.read)
+
+    @cached_property
+    def captions(self) -> list[str]:
+        # Some clips are noise, so that there is something to miss.
+        clips = [one.clip.noised(900) if i % 3 == 0 else one.clip for i, one in enumerate(self.samples)]
+        return [self.model.generate(self.model.prepare(clip, DESCRIBE), 16).text for clip in clips]
+
+    @cached_property
+    def truths(self) -> list[list[str]]:
+        return [[one.content.sound, one.content.shape] for one in self.samples]
 
     @cached_property
     def explorer(self) -> Any:
@@ -284,6 +310,39 @@ def head_flow(w: World) -> go.Figure:
     )
 
 
+def prompt_hubs(w: World) -> go.Figure:
+    return views.plot(w.found)
+
+
+def selection(w: World) -> go.Figure:
+    return views.plot(w.selection)
+
+
+def hub_table_(w: World) -> go.Figure:
+    return views.plot(hub_table(w.model, w.data.samples, w.selection, read=w.data.read, n=[2], draws=3))
+
+
+def generation(w: World) -> go.Figure:
+    return views.plot(w.model.generate(w.model.prepare(w.clip, DESCRIBE), 16, decoding=ASD()))
+
+
+def chair_(w: World) -> go.Figure:
+    return views.plot(chair(w.captions, w.truths, vocabulary=w.data.vocabulary))
+
+
+def aloha_(w: World) -> go.Figure:
+    return views.plot(aloha(w.captions, w.truths, extract=VocabularyExtractor(w.data.vocabulary)))
+
+
+def fidelity(w: World) -> go.Figure:
+    sounds, shapes = ([truth[i] for truth in w.truths] for i in range(2))
+    return views.plot(caption_fidelity(w.captions, {"audio": sounds, "video": shapes}, KeywordMatch(w.data.vocabulary)))
+
+
+def swaps(w: World) -> go.Figure:
+    return views.plot(mismatched([one.content.answer("describe") for one in w.samples]))
+
+
 # Pages, as a browser draws them.
 
 
@@ -353,6 +412,7 @@ FIGURES: Sequence[Callable[[World], go.Figure]] = (
     timeline, timeline_dark, timeline_part, timeline_clips, frame_grid,
     attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
+    prompt_hubs, selection, hub_table_, generation, chair_, aloha_, fidelity, swaps,
     attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
 )  # fmt: skip
 PAGES: Sequence[Callable[[World], SimpleNamespace]] = (

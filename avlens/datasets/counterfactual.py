@@ -59,6 +59,9 @@ class Swaps:
     def __repr__(self) -> str:
         return f"Swaps({len(self.source)} clips, similarity {self.similarity.mean():.3f}, by chance {self.chance:.3f})"
 
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
+
 
 def mismatched(captions: Sequence[str], *, embed: Embedder | None = None) -> Swaps:
     """Deal sounds out so that they fit as little as can be.

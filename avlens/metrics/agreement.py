@@ -16,6 +16,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from avlens import display
 from avlens.errors import MetricError
 
 
@@ -45,6 +46,9 @@ class Agreement:
 
     def __repr__(self) -> str:
         return f"Agreement(Spearman {self.spearman:.3f}, Pearson {self.pearson:.3f}, top {self.k}: {self.top:.2f}, n={self.n})"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def agreement(one: Float[Tensor, "*thing"], other: Float[Tensor, "*thing"], *, k: int = 10) -> Agreement:

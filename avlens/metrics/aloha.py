@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from avlens import display
 from avlens.errors import MetricError
 from avlens.metrics.effects import Interval, bootstrap_mean
 from avlens.metrics.vocabulary import Vocabulary, words
@@ -85,6 +86,9 @@ class Aloha:
 
     def __repr__(self) -> str:
         return f"Aloha({self.mean!r}, {sum(map(bool, self.problems))} of {len(self.scores)} captions without a score)"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def aloha(

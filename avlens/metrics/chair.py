@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from avlens import display
 from avlens.errors import MetricError
 from avlens.metrics.effects import Interval, draws, percentiles
 from avlens.metrics.vocabulary import Vocabulary, words
@@ -96,6 +97,9 @@ class Chair:
         said = ", ".join(f"{name} {value:.2f}" for name, value in self.scores.items())
         lost = f"; {len(self.unknown)} true objects unknown" if self.unknown else ""
         return f"Chair({len(self.captions)} captions: {said}{lost})"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def chair(

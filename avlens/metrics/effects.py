@@ -22,6 +22,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from avlens import display
 from avlens.errors import MetricError
 
 Values = Sequence[float] | Float[np.ndarray, " value"] | Float[Tensor, " value"]
@@ -57,6 +58,9 @@ class Interval:
 
     def __repr__(self) -> str:
         return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}] (n={self.n})"
+
+    def _repr_html_(self) -> str:
+        return display.table(repr(self), self.to_frame())
 
 
 def bootstrap_mean(

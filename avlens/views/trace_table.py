@@ -37,7 +37,7 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
         answer = "clean answer (IE_clean)" if colour == CLEAN else "corrupted answer (IE_corrupt)"
         fig.add_bar(
             x=names, y=[effect.estimate for effect in effects], name=f"{name} the {answer}", marker_color=colour,
-            error_y=_ends(effects), customdata=list(zip(map(_said, effects), flips, strict=True)),
+            error_y=ends(effects), customdata=list(zip(map(said, effects), flips, strict=True)),
             hovertemplate="%{x}<br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
         if math.isfinite(total.estimate):
@@ -49,7 +49,7 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
     )  # fmt: skip
 
 
-def _ends(effects: Sequence[Interval]) -> dict[str, object]:
+def ends(effects: Sequence[Interval]) -> dict[str, object]:
     """How far each interval reaches up and down; nothing where a single clip says not how sure it is."""
     up = [effect.high - effect.estimate for effect in effects]
     down = [effect.estimate - effect.low for effect in effects]
@@ -61,7 +61,8 @@ def _name(row: SetEffect, between: str) -> str:
     return f"{escaped(row.name)}{between}{size}, {counted(row.clips, 'clip')}"
 
 
-def _said(effect: Interval) -> str:
+def said(effect: Interval) -> str:
+    """An estimate with its interval."""
     if not math.isfinite(effect.estimate):
         return "not known"
     known = math.isfinite(effect.low) and math.isfinite(effect.high)
