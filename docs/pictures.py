@@ -19,6 +19,7 @@ from avlens.analyses.dominance import head_dominance
 from avlens.analyses.dynamics import attention_dynamics
 from avlens.analyses.flow import Controls, flow_by_head, information_flow
 from avlens.analyses.logit_lens import latent_understanding, logit_lens
+from avlens.analyses.massive_activations import massive_activations
 from avlens.analyses.paths import open_paths, path_patching
 from avlens.analyses.probes import linear_probes, probe_features
 from avlens.analyses.selection import unimodal_dominance
@@ -180,6 +181,10 @@ def sinks(w: World) -> go.Figure:
 
 def sink_dims(w: World) -> go.Figure:
     return views.plot(w.dims)
+
+
+def massive_activations_(w: World) -> go.Figure:
+    return views.plot(massive_activations(w.cache))
 
 
 def dominance(w: World) -> go.Figure:
@@ -408,15 +413,22 @@ def report(w: World) -> SimpleNamespace:
     return SimpleNamespace(html=html, select="#avlens-first", width=1280, act=seek)
 
 
+def report_dark(w: World) -> SimpleNamespace:
+    told = report(w)
+    told.scheme = "dark"
+    return told
+
+
 FIGURES: Sequence[Callable[[World], go.Figure]] = (
     timeline, timeline_dark, timeline_part, timeline_clips, frame_grid,
-    attention_full, sinks, sink_dims, dominance, hubs, head_dominance_, trace, trace_dark,
+    attention_full, sinks, sink_dims, massive_activations_, dominance, hubs, head_dominance_, trace, trace_dark,
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
     prompt_hubs, selection, hub_table_, generation, chair_, aloha_, fidelity, swaps,
     attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
 )  # fmt: skip
 PAGES: Sequence[Callable[[World], SimpleNamespace]] = (
-    shown, coloured_tokens, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark, report,
+    shown, coloured_tokens, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark,
+    report, report_dark,
 )  # fmt: skip
 
 

@@ -40,6 +40,12 @@ def main() -> None:
             draw_all(ROOT / "docs" / "images", shoot, chosen)
 
 
+_WHEN_DRAWN = """done => {
+  const waits = () => document.querySelector("script[data-figure], script[data-view]") && !document.querySelector("[data-drawn]");
+  const look = () => waits() ? setTimeout(look, 50) : done();
+  look();
+}"""
+
 Shoot = Callable[..., bytes]
 """A PNG of a page of HTML: `shoot(html, width=..., select=..., act=...)`."""
 
@@ -67,6 +73,7 @@ def browser() -> Iterator[Shoot]:
             )
             shown.set_default_timeout(180_000)
             shown.goto(at.as_uri())
+            shown.evaluate(f"new Promise(done => ({_WHEN_DRAWN})(done))")
             shown.wait_for_timeout(1500)
             if act is not None:
                 act(shown)

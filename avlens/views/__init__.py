@@ -1,7 +1,8 @@
 """Pictures of runs and results: one file, one picture.
 
-`plot` draws any result, `flow_graph` information flow as a graph. `timeline` shows what tokens carry along a clip, `attention`
-and `attention_full` who attends to whom, and `report` writes a page with the clip inside. Nothing here sets a global renderer or
+`plot` draws any result, `flow_graph` information flow as a graph. `timeline` shows what tokens carry along a clip, `frame_grid`
+frame by frame, `coloured_tokens` word by word; `attention` and `attention_full` who attends to whom. `report` writes a page with
+the clip inside, `save` a page of one figure, `dark` turns a figure for dark pages. Nothing here sets a global renderer or
 reaches the network.
 
 All of it is loaded at once: functions bear the names of their modules, which a lazy import would put in their place.
@@ -20,6 +21,7 @@ from avlens.analyses.dominance import HeadDominance, Hubs, ModalityDominance
 from avlens.analyses.dynamics import AttentionDynamics
 from avlens.analyses.flow import HeadFlow, InformationFlow
 from avlens.analyses.logit_lens import LatentUnderstanding, LogitLens
+from avlens.analyses.massive_activations import MassiveActivations
 from avlens.analyses.paths import PathEffects
 from avlens.analyses.probes import Probes
 from avlens.analyses.selection import Selection
@@ -61,6 +63,7 @@ from avlens.views.hubs import plot_hubs
 from avlens.views.latent import plot_latent
 from avlens.views.layer_trace import plot_layer_trace
 from avlens.views.lens import plot_lens
+from avlens.views.massive_activations import plot_massive_activations
 from avlens.views.page import View, save
 from avlens.views.patch_effects import plot_patching
 from avlens.views.patch_grid import plot_patch_grid
@@ -74,6 +77,7 @@ from avlens.views.shift import plot_shift
 from avlens.views.shift_table import plot_shift_table
 from avlens.views.sink_dims import plot_sink_dims
 from avlens.views.sinks import plot_sinks
+from avlens.views.style import dark
 from avlens.views.summary import plot_comparison, plot_summary
 from avlens.views.timeline import timeline
 from avlens.views.trace import plot_trace
@@ -89,6 +93,7 @@ __all__ = [
     "attention_full",
     "coloured_tokens",
     "compare",
+    "dark",
     "flow_graph",
     "frame_grid",
     "plot",
@@ -131,6 +136,7 @@ plot.register(LatentUnderstanding)(plot_latent)
 plot.register(LayerTrace)(plot_layer_trace)
 plot.register(LogitAttribution)(plot_attribution)
 plot.register(LogitLens)(plot_lens)
+plot.register(MassiveActivations)(plot_massive_activations)
 plot.register(ModalityDominance)(plot_dominance)
 plot.register(PatchGrid)(plot_patch_grid)
 plot.register(PatchingEffects)(plot_patching)

@@ -28,7 +28,7 @@ _AT_ONCE = 8  # heads
 _MOST_NUMBERS = 2_000 * 2_000  # 16 MB
 _DECADES = 4  # probabilities below 1e-4 look alike
 _PARTS = 10**_DECADES
-_SHADES = ["#FFFFFF", "#C6DBEF", "#6BAED6", "#08519C", "#08123F"]
+_SHADES = ["#FEFEFE", "#C6DBEF", "#6BAED6", "#08519C", "#08123F"]
 
 
 def attention(

@@ -7,7 +7,7 @@ from avlens.analyses.attention_mass import REST, AttentionMass
 from avlens.display import MODALITY_COLOURS
 from avlens.views.style import counted, escaped, figure, joined, origin, told_apart
 
-_HEIGHT = 260
+_HEIGHT = 280
 
 
 def plot_attention_mass(attention: AttentionMass) -> go.Figure:
@@ -32,15 +32,18 @@ def plot_attention_mass(attention: AttentionMass) -> go.Figure:
     rows = max(1, -(-len(shown) // 2))
     fig = make_subplots(
         rows=rows, cols=min(2, max(1, len(shown))), subplot_titles=[escaped(title) for title in titles], shared_yaxes=True,
-        vertical_spacing=0.16 / rows, horizontal_spacing=0.05,
+        vertical_spacing=0.3 / rows, horizontal_spacing=0.06,
     )  # fmt: skip
     fig.update_layout(style.layout)
+    fig.update_annotations(font={"size": 12, "color": "#666666"}, yshift=4)
     for place, i in enumerate(shown):
         _add_group(fig, attention, i, place, sinks=sinks)
     fig.update_yaxes(range=[0, 1.02], showgrid=True)
     fig.update_yaxes(title="share of attention", col=1)
     few = {"dtick": 1} if len(attention.layers) <= 16 else {}
-    fig.update_xaxes(showgrid=False, zeroline=False, **few)
+    ends = [attention.layers[0], attention.layers[-1]] if len(attention.layers) else [0, 0]
+    room = 0.03 * max(1, ends[1] - ends[0])
+    fig.update_xaxes(showgrid=False, zeroline=False, range=[ends[0] - room, ends[1] + room], **few)
     for column in range(1, min(2, len(shown)) + 1):
         fig.update_xaxes(title="layer", row=rows, col=column)
     return fig.update_layout(

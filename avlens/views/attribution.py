@@ -10,9 +10,16 @@ def plot_attribution(attribution: LogitAttribution) -> go.Figure:
     """What the heads of each layer read at each group, and what its MLP adds, as stacked bars in logits."""
     against = f" rather than {attribution.against!r}" if attribution.against else ""
     tokens = next(iter(attribution.groups.values())).tokens
+    rest = attribution.logit - float(attribution.heads.sum() + attribution.mlp.sum())
     fig = figure(
         f"What writes {attribution.answer!r}{against}: {attribution.logit:.1f} logits",
-        note=joined(["direct effects on the last position", origin(attribution.made_by, tokens)]),
+        note=joined(
+            [
+                "direct effects on the last position",
+                f"embedding and biases add {rest:+.2f}",
+                origin(attribution.made_by, tokens),
+            ]
+        ),
         height=440,
     )
     layers = list(range(len(attribution.mlp)))
@@ -29,13 +36,10 @@ def plot_attribution(attribution: LogitAttribution) -> go.Figure:
         x=layers, y=attribution.mlp.double().tolist(), name="MLP", marker_color="#BBBBBB",
         hovertemplate="MLP of layer %{x}: %{y:.3f}<extra></extra>",
     )  # fmt: skip
-    rest = attribution.logit - float(attribution.heads.sum() + attribution.mlp.sum())
-    fig.add_annotation(
-        text=f"embedding and biases: {rest:+.2f}", x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="bottom",
-        showarrow=False, font={"size": 11, "color": "#666666"},
-    )  # fmt: skip
     few = {"dtick": 1} if len(layers) <= 32 else {}
     return fig.update_layout(
-        barmode="relative", bargap=0.3, xaxis={"title": "layer", "showgrid": False, **few},
+        barmode="relative", bargap=0.3,
+        legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
+        xaxis={"title": "layer", "showgrid": False, **few},
         yaxis={"title": "logits", "zeroline": True, "zerolinecolor": "#888888"},
     )  # fmt: skip

@@ -42,9 +42,11 @@ def plot_dominance(dominance: ModalityDominance, *, band: float = 0.3) -> go.Fig
         text=f"cross-modal: |MDS| ≤ {band:g}", x=0, y=1, yref="paper", yanchor="top", showarrow=False,
         font={"color": CROSS_MODAL, "size": 12}, bgcolor="rgba(255,255,255,0.85)",
     )  # fmt: skip
-    whole = {"dtick": 1} if len(mean) <= 12 else {}  # no half sinks
+    known = mean[~mean.isnan()].clamp(max=1 - 1e-6)
+    most = int(((known + 1) / _BIN).long().bincount().max()) if len(known) else 0
+    whole = {"dtick": 1} if most <= 12 else {}  # no half sinks
     return fig.update_layout(
-        barmode="overlay", bargap=0.05, yaxis={"title": "sinks", "rangemode": "tozero", **whole},
+        barmode="stack", bargap=0.05, yaxis={"title": "sinks", "rangemode": "tozero", **whole},
         xaxis={"title": "read by audio   ←   MDS = (v − a) / (v + a)   →   read by video", "range": [-1.03, 1.03]},
     )  # fmt: skip
 
@@ -53,7 +55,7 @@ def _add_histogram(fig: go.Figure, scores: list[float], kind: Modality, *, one_s
     name = f"{kind.name.lower()}{', only one modality after' if one_sided else ''} (n = {len(scores)})"
     fig.add_histogram(
         # bins are half open: without the last digit of room, +1 would get one of its own outside of the axis
-        x=[min(score, 1 - 1e-9) for score in scores], xbins={"start": -1, "end": 1, "size": _BIN}, name=name, opacity=0.7,
+        x=[min(score, 1 - 1e-9) for score in scores], xbins={"start": -1, "end": 1, "size": _BIN}, name=name, opacity=0.85,
         marker={"color": COLOURS[kind], "pattern": {"shape": "/" if one_sided else ""}},
         hovertemplate=f"{kind.name.lower()}, MDS %{{x}}: %{{y}}<extra></extra>",
     )  # fmt: skip

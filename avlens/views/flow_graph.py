@@ -22,6 +22,7 @@ _COLUMNS = (
 
 _MOST_WIDE = 12.0
 _LOSS, _GAIN, _NONE = "#2166AC", "#B2182B", "#BBBBBB"
+_TEXT = "#6A6A6A"  # text's grey, which dark pages would make lighter, behind names that are white
 
 
 class _Arrow(NamedTuple):
@@ -167,4 +168,5 @@ def _along(start: _Place, end: _Place, bend: float, part: float) -> _Place:
 
 
 def _colour(name: str) -> str:
-    return colour_of(name) or (CROSS_MODAL if name in ("candidates", "reference") else COLOURS[Modality.TEXT])
+    known = colour_of(name) or (CROSS_MODAL if name in ("candidates", "reference") else COLOURS[Modality.TEXT])
+    return _TEXT if known == COLOURS[Modality.TEXT] else known

@@ -82,6 +82,7 @@ window.avlens ??= (() => {
         console.error(problem);
       }
     }
+    (root.documentElement ?? root).dataset.drawn = "";
   };
 
   // All of a page, after its words have been painted; a page in the background is painted when it is looked at.
@@ -94,7 +95,6 @@ window.avlens ??= (() => {
     });
     await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
     await draw(document);
-    document.documentElement.dataset.drawn = "";
   };
 
   return { draw, page, unpacked };

@@ -101,6 +101,7 @@ DARK: Mapping[str, str] = MappingProxyType(
         "#999999": "#8A8A8A", "#BBBBBB": "#555B66", "#CCCCCC": "#4A4F59", "#DDDDDD": "#3A3F48", "#F7F7F7": "#22262E",
         "#000000": "#FFFFFF", CLEAN: "#9C8CFF", "#117733": "#4FB36E", "#882255": "#D0649A", "#AA4499": "#D373C4",
         "#999933": "#C4C45A", "#0072B2": "#3D9BD6", "#2166AC": "#5B9BD9", "#B2182B": "#E05A67",
+        "#FEFEFE": NIGHT, "#C6DBEF": "#16304F", "#6BAED6": "#2A6FA8", "#08519C": "#74B4E0", "#08123F": "#E6F3FF",
         "rgba(255,255,255,0.85)": "rgba(20,23,28,0.85)",
     }
 )  # fmt: skip

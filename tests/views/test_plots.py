@@ -47,7 +47,7 @@ def test_pictures_say_what_was_asked_of_which_model(run, result):
 def test_what_has_no_picture_is_refused_with_what_has():
     with pytest.raises(
         ViewError,
-        match=r"builtins.int.*CausalTrace, Comparison, .*HeadDominance, .*Hubs, .*LayerTrace.*plot.register",
+        match=r"builtins.int.*CausalTrace, .*Comparison, .*HeadDominance, .*Hubs, .*LayerTrace.*plot.register",
     ):
         plot(3)
 
