@@ -434,7 +434,10 @@ def run(
     given = {"device": device, "dtype": dtype, "device_map": device_map}
     source = ModelSource(model, {name: value for name, value in given.items() if value is not None})
 
+    told: list[Estimate] = []
+
     def said(cost: Estimate) -> bool:
+        told.append(cost)
         tqdm.write(f"estimate: {cost}", file=sys.stderr)
         return not estimate
 
@@ -445,13 +448,15 @@ def run(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what was measured is in {out}. Run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
-    tables = chosen.summarise(records)
+    tables = {} if estimate else chosen.summarise(records)
+    cost = {"estimate": _estimated(told[0])} if told else {}
     value = {
         "experiment": chosen.name, "made_by": records.made_by, "records": len(records), "problems": _records(records.problems()),
         "summaries": {name: _records(table.to_frame().reset_index()) for name, table in tables.items()}, "folder": str(out),
-    }  # fmt: skip
+    } | cost  # fmt: skip
     problems = "" if records.problems().empty else records.problems().to_string(index=False, max_colwidth=100)
-    _show(value, as_json, lambda: _echo(repr(records), problems, *(f"\n{table!r}" for table in tables.values())))
+    more = f"kept in {out}; the same command without --estimate goes on from there" if estimate and told else ""
+    _show(value, as_json, lambda: _echo(repr(records), more, problems, *(f"\n{table!r}" for table in tables.values())))
 
 
 @app.command()
@@ -551,6 +556,15 @@ def _layers(given: str) -> Any:
             f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
         )
     return range(int(first), int(last or first) + 1)
+
+
+def _estimated(cost: Any) -> dict[str, Any]:
+    seconds, low, high = cost.duration
+    return {
+        "items": cost.items, "workers": cost.workers, "seconds": seconds, "seconds_low": low, "seconds_high": high,
+        "memory_bytes": cost.memory, "disk_bytes": cost.disk, "disk_free_bytes": cost.free,
+        "measured": cost.measured, "failed": cost.failed,
+    }  # fmt: skip
 
 
 def _said_by_layer(read: Any, top: int) -> pd.DataFrame:

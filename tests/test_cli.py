@@ -217,6 +217,12 @@ def test_an_experiment_is_run_and_goes_on(run, tmp_path):
     out = tmp_path / "out"
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate", "--json")
     assert code == 0 and json.loads(said)["records"] == 2 and "estimate: 3 to go" in err
+    cost = json.loads(said)["estimate"]
+    assert (
+        cost["items"] == 3 and cost["measured"] == 2 and cost["disk_bytes"] > 0 and json.loads(said)["summaries"] == {}
+    )
+    code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate")
+    assert code == 0 and "estimate: 2 to go" in err and "without --estimate goes on" in said and "named" not in said
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out)
     assert code == 0 and "RecordTable(6 records of 6 samples, 0 with a problem)" in said and "named_other" in said
     code, said, _ = run("run", "lens", "--data", "synthetic:6", "--out", out, "--json")

@@ -48,7 +48,7 @@ class Device:
     peak: float
     bandwidth: float
     share: float = 0.4
-    host: float = 2e-5
+    host: float = 6e-5
 
 
 H100 = Device("H100 SXM", 989e12, 3.35e12)
