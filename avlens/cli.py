@@ -104,6 +104,7 @@ class Engine(StrEnum):
 
     IN_PROCESS = "in-process"
     PROCESSES = "processes"
+    RAY = "ray"
 
 
 class Decoding(StrEnum):
@@ -406,7 +407,11 @@ def run(
     seed: Annotated[int, typer.Option(help="Of synthetic clips, corruptions and random sets.")] = 0,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and stop.")] = False,
     engine: Annotated[Engine, typer.Option(help="What runs it.")] = Engine.IN_PROCESS,
-    workers: Annotated[int, typer.Option(help="How many processes.", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="How many, with processes or ray.", min=1)] = 2,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; without it Ray is started here.")] = None,
+    gpus_per_worker: Annotated[
+        float | None, typer.Option(help="With ray; 0.5 puts two workers on one GPU.", min=0)
+    ] = None,
     model: ModelName = DEFAULT_MODEL,
     device: Device = None,
     device_map: Annotated[str | None, typer.Option(help="auto: spread over GPUs.", rich_help_panel="Model")] = None,
@@ -414,12 +419,13 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment over a data set; run it again after an interruption, and it goes on."""
+    from contextlib import redirect_stdout
     from dataclasses import replace
 
     from tqdm import tqdm
 
     from avlens.data import read_data
-    from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, for_data
+    from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, Ray, for_data
     from avlens.experiments import run as run_experiment
 
     asked = EXPERIMENTS[experiment.value]
@@ -430,7 +436,10 @@ def run(
         found.read if data.partition(":")[0] == "synthetic" else None
     )  # Files are read as the model's family samples them.
 
-    engines: dict[Engine, Any] = {Engine.IN_PROCESS: InProcess(), Engine.PROCESSES: Processes(workers)}
+    engines: dict[Engine, Any] = {
+        Engine.IN_PROCESS: InProcess(), Engine.PROCESSES: Processes(workers, _each_gpu(device)),
+        Engine.RAY: Ray(workers, gpus=gpus_per_worker, address=address),
+    }  # fmt: skip
     given = {"device": device, "dtype": dtype, "device_map": device_map}
     source = ModelSource(model, {name: value for name, value in given.items() if value is not None})
 
@@ -442,9 +451,11 @@ def run(
         return not estimate
 
     try:
-        records = run_experiment(
-            chosen, source, found.samples, out, read=read, engine=engines[engine], on_estimate=said, progress=not as_json
-        )  # fmt: skip
+        with redirect_stdout(sys.stderr):  # Where Ray says that a worker died.
+            records = run_experiment(
+                chosen, source, found.samples, out, read=read, engine=engines[engine], on_estimate=said,
+                progress=not as_json,
+            )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what was measured is in {out}. Run the same command again to go on.", err=True)
         raise typer.Exit(130) from None
@@ -531,6 +542,13 @@ def _numbers(given: str) -> list[float]:
     if min(numbers) < 1:
         raise PositionError(f"--n is {given!r}. Pass numbers of at least 1 with commas, such as 2,3,4.")
     return numbers
+
+
+def _each_gpu(device: str | None) -> tuple[str, ...]:
+    """The GPUs that workers share where `cuda` is asked for: all."""
+    import torch
+
+    return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if device == "cuda" else ()
 
 
 def _write_table(result: Any, out: Path) -> None:

@@ -12,9 +12,11 @@ from avlens.experiments.estimate import Estimate
 from avlens.experiments.experiment import Condition, Experiment
 from avlens.experiments.papers import EXPERIMENTS, for_data
 from avlens.experiments.processes import Processes
+from avlens.experiments.ray import Ray
 from avlens.experiments.run import run
 from avlens.experiments.work import ModelSource
 
 __all__ = [
-    "EXPERIMENTS", "Condition", "Estimate", "Experiment", "InProcess", "ModelSource", "Processes", "for_data", "run",
+    "EXPERIMENTS", "Condition", "Estimate", "Experiment", "InProcess", "ModelSource", "Processes", "Ray", "for_data",
+    "run",
 ]  # fmt: skip

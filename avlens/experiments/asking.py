@@ -1,8 +1,8 @@
-"""How do experiments ask: the clip of a sample, two prompts that differ in one modality, and what a clip is called?"""
+"""How do experiments ask: a clip, two prompts that differ in one modality, what a clip is called, how much at once?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from avlens.analyses.selection import Judgement, answer_of, judge, prompt_of, three_clips
 from avlens.data import truth_of
@@ -16,6 +16,7 @@ from avlens.samples import Opened
 from avlens.tokens import TokenSet
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,3 +111,10 @@ def right(model: Any, answer: str, opened: Opened, condition: Condition) -> floa
         return float("nan")
     begins = {model.tokenizer.decode([token]).strip() for token in model.to_first_tokens(label)}
     return float(answer.strip() in begins)
+
+
+def in_parts(all_of_them: Sequence[T], at_once: int | None) -> Iterator[list[T]]:
+    """Some at a time; all, where it is not said how many."""
+    n = at_once or len(all_of_them) or 1
+    for start in range(0, len(all_of_them), n):
+        yield list(all_of_them[start : start + n])

@@ -18,14 +18,13 @@ from avlens.analyses.dynamics import attention_dynamics
 from avlens.analyses.selection import prompt_of
 from avlens.analyses.tracing import CausalTrace, causal_trace, trace_layers
 from avlens.decoding import ASD, AVCD, FMD, PAI, VCD
-from avlens.experiments.asking import Row, clip_of, decided, judged, truth, vocabulary_of
+from avlens.experiments.asking import Row, clip_of, decided, in_parts, judged, truth, vocabulary_of
 from avlens.experiments.experiment import Condition, Experiment
 from avlens.hub_table import hub_sets
 from avlens.hubs import find_hubs
 from avlens.metrics.aloha import OverlapEmbedder, VocabularyExtractor, aloha_score
 from avlens.metrics.vocabulary import words
 from avlens.samples import Opened
-from avlens.tokens import TokenSet
 
 METHODS: Mapping[str, Any] = {"greedy": None, "ASD": ASD, "PAI": PAI, "VCD": VCD, "AVCD": AVCD, "FMD": FMD}
 
@@ -45,7 +44,8 @@ def measure_tracing(model: Any, opened: Opened, condition: Condition) -> list[Ro
         model, pair.clean, pair.corrupt, pair.dominant, n=condition["n"], draws=condition["draws"], seed=condition["seed"]
     )  # fmt: skip
     rows = []
-    for some in _groups({name: chosen for name, chosen in sets.items() if chosen}, condition.get("at_once")):
+    for names in in_parts([name for name, chosen in sets.items() if chosen], condition.get("at_once")):
+        some = {name: sets[name] for name in names}
         trace = causal_trace(
             model, pair.clean, pair.corrupt, some, answers=pair.answers, direction=condition["direction"]
         )
@@ -122,13 +122,6 @@ def measure_dynamics(model: Any, opened: Opened, condition: Condition) -> list[R
     seen = attention_dynamics(model, inputs, sets, words=list(kinds), max_new_tokens=condition["max_new_tokens"])
     frame = seen.at_words(kinds)
     return [about, *({str(name): row[name] for name in row} for row in frame[frame["words"] > 0].to_dict("records"))]
-
-
-def _groups(sets: Mapping[str, TokenSet], at_once: int | None) -> Iterator[dict[str, TokenSet]]:
-    """The sets, some at a time."""
-    names = list(sets)
-    for start in range(0, len(names), at_once or len(names)):
-        yield {name: sets[name] for name in names[start : start + (at_once or len(names))]}
 
 
 def _effects(trace: CausalTrace) -> Iterator[Row]:

@@ -57,8 +57,8 @@ class Estimate:
         full = ", which is more than there is" if self.disk > self.free else ""
         return (
             f"{self.items} to go at {self.seconds.estimate:.2g} s each with {self.workers} worker{'s' * (self.workers > 1)}: "
-            f"{middle}{'' if low == 'unknown' else f' ({low} to {high})'}, {self.memory / 2**30:.1f} GiB of memory each, "
-            f"{self.disk / 2**20:.1f} MiB of {self.free / 2**30:.0f} GiB free on the disk{full}{short}"
+            f"{middle}{'' if low == 'unknown' else f' ({low} to {high})'}, {size(self.memory)} of memory each, "
+            f"{size(self.disk)} of {size(self.free)} free on the disk{full}{short}"
         )
 
 
@@ -122,3 +122,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def size(n: int) -> str:
+    """Bytes as people say them: 12 KiB, 3.5 GiB."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= 0.95 * length:
+            return f"{n / length:.{1 if n < 10 * length else 0}f} {unit}"
+    return f"{n} bytes"

@@ -10,20 +10,23 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from avlens.errors import ExperimentError
 from avlens.experiments.experiment import Item
-from avlens.experiments.work import DEATHS, Load, Work, Worker, lost, own_loader
+from avlens.experiments.work import DEATHS, Load, ModelSource, Work, Worker, lost, own_loader
+from avlens.model import HookedAVModel
 from avlens.records import Record
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,17 @@ class _Pool:
             self.n, context, initializer=_start, initargs=(self.work, self.load, self.engine.devices, numbers, threads)
         )
         try:
-            self.made_by = self.executor.submit(_made_by).result()
+            self.made_by = self._submit(_made_by).result()
         except BrokenProcessPool as error:
             self.executor.shutdown()
             raise ExperimentError(
                 "no worker came up. Each loads the model by itself, and imports the functions that measure and read: define "
                 'them in a module, and start a script\'s run below if __name__ == "__main__". What the worker said is above.'
             ) from error
+
+    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        with _interrupts_later():  # Submitting may start a process.
+            return self.executor.submit(function, *args)
 
     def measure(self, items: Iterable[Item]) -> Iterator[Record]:
         """The record of each item as it comes."""
@@ -97,7 +104,7 @@ class _Pool:
         while not suspects:
             while len(running) < 2 * self.n and (item := next(left, None)) is not None:
                 try:
-                    running[self.executor.submit(_measure, item, 0)] = item
+                    running[self._submit(_measure, item, 0)] = item
                 except BrokenProcessPool:
                     suspects.append(item)
                     break
@@ -119,10 +126,23 @@ class _Pool:
     def _alone(self, item: Item) -> Record:
         for death in range(DEATHS):
             try:
-                return self.executor.submit(_measure, item, death).result()
+                return self._submit(_measure, item, death).result()
             except BrokenProcessPool:
                 self.open()
         return lost(self.work, item, self.made_by)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C is for this process, after the block; those that are started inside never get it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _here: list[Worker] = []
@@ -130,13 +150,20 @@ _here: list[Worker] = []
 
 
 def _start(work: Work, load: Load, devices: Sequence[str], numbers: Any, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Where it could not be held back.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    model = load()
-    if devices:
-        model = model.to(devices[numbers.get() % len(devices)])
-    _here[:] = [Worker(work, model)]
+    _here[:] = [Worker(work, _on(devices, numbers.get(), load))]
+
+
+def _on(devices: Sequence[str], number: int, load: Load) -> HookedAVModel:
+    """The model of one worker, on its device."""
+    if not devices:
+        return load()
+    device = devices[number % len(devices)]
+    if isinstance(load, ModelSource):
+        return replace(load, options={**load.options, "device": device})()
+    return load().to(device)
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,7 @@ from avlens.analyses.flow import information_flow
 from avlens.analyses.paths import open_paths, path_patching
 from avlens.analyses.selection import answer_of, prompt_of
 from avlens.edges import Edge
-from avlens.experiments.asking import Row, clip_of, decided, right
+from avlens.experiments.asking import Row, clip_of, decided, in_parts, right
 from avlens.experiments.experiment import Condition, Experiment
 from avlens.groups import token_groups
 from avlens.inputs import AVInputs
@@ -41,21 +41,24 @@ def measure_flow(model: Any, opened: Opened, condition: Condition) -> list[Row]:
     inputs = prompt_of(model, clip_of(opened), opened.sample, condition["ask"], order=condition["order"])
     groups = _groups(inputs, opened, condition)
     edges = [edge for edge in condition["edges"] if Edge.parse(edge).cut(inputs.tokens, groups)]
-    flow = information_flow(model, inputs, edges, groups=groups, window=condition["window"])
-    about = {
-        "answer": flow.answers[0],
-        "correct": right(model, flow.answers[0], opened, condition),
-        "P": flow.p_base[0],
-    }
-    differences = flow.values("logit_diff")
-    return [
-        about | {
-            "edge": str(edge), "layer": layer, "change": flow.change[i, j, 0], "flipped": flow.flipped[i, j, 0],
-            "logit_diff": differences[i, j, 0], "pairs": flow.pairs[i, 0],
+    rows = []
+    for some in in_parts(edges, condition.get("at_once")):
+        flow = information_flow(model, inputs, some, groups=groups, window=condition["window"])
+        about = {
+            "answer": flow.answers[0],
+            "correct": right(model, flow.answers[0], opened, condition),
+            "P": flow.p_base[0],
         }
-        for i, edge in enumerate(flow.edges)
-        for j, layer in enumerate(flow.layers)
-    ]  # fmt: skip
+        differences = flow.values("logit_diff")
+        rows += [
+            about | {
+                "edge": str(edge), "layer": layer, "change": flow.change[i, j, 0], "flipped": flow.flipped[i, j, 0],
+                "logit_diff": differences[i, j, 0], "pairs": flow.pairs[i, 0],
+            }
+            for i, edge in enumerate(flow.edges)
+            for j, layer in enumerate(flow.layers)
+        ]  # fmt: skip
+    return rows
 
 
 def measure_discarding(model: Any, opened: Opened, condition: Condition) -> list[Row]:
@@ -94,13 +97,17 @@ def measure_paths(model: Any, opened: Opened, condition: Condition) -> list[Row]
     edges = [edge for edge in steps if Edge.parse(edge).cut(pair.clean.tokens, groups)]
     there = [chain for chain in chains if set(chain) <= set(groups)]
     options: dict[str, Any] = {"groups": groups, "answers": pair.answers}
-    restored = {
-        "edge": path_patching(model, pair.clean, pair.corrupt, edges, **options),
-        "chain": open_paths(model, pair.clean, pair.corrupt, there, **options),
-    }
+    at_once = condition.get("at_once")
+    restored = [
+        *(
+            ("edge", path_patching(model, pair.clean, pair.corrupt, some, **options))
+            for some in in_parts(edges, at_once)
+        ),
+        *(("chain", open_paths(model, pair.clean, pair.corrupt, some, **options)) for some in in_parts(there, at_once)),
+    ]
     return [
         about | {"kind": kind, "path": path, "effect": found.effects[i, 0], "total": found.contrast.total}
-        for kind, found in restored.items()
+        for kind, found in restored
         for i, path in enumerate(found.paths)
     ]
 
@@ -118,7 +125,7 @@ EXPERIMENTS = (
             order.replace("_", " "): {"edges": list(EDGES), "window": 7, "order": order, "ask": "letters"}
             for order in ("media_first", "question_first")
         },
-        summary=[("change", ("condition", "edge", "layer"))],
+        when_memory_is_short=({"at_once": 1},), summary=[("change", ("condition", "edge", "layer"))],
     ),
     Experiment(
         "discarding", measure_discarding, {"as published": {"discard": DISCARDED, "ask": "letters"}},
@@ -126,7 +133,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         "paths", measure_paths, {"zero": {"corrupt": "zero", "ask": "letters"}}, asks_choices=True,
-        summary=[("effect / total", ("dominant", "kind", "path"))],
+        when_memory_is_short=({"at_once": 1},), summary=[("effect / total", ("dominant", "kind", "path"))],
     ),
 )  # fmt: skip
 """With settings as in the paper's tables."""

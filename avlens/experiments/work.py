@@ -78,7 +78,7 @@ class Worker:
 
         Args:
             item: What to measure.
-            attempt: How many workers have died of it; each counts as having run out of memory once.
+            attempt: How many workers may have died of it; from the first on, only the settings that need least memory are tried.
         """
         started = time.monotonic()
         _reset_peak()
@@ -101,7 +101,7 @@ class Worker:
         """Rows, what went wrong, and what had to be changed."""
         ways = [{}, {}, *self.experiment.when_memory_is_short]  # The second time with all let go that can be.
         out_of_memory = ""
-        for number in range(min(attempt, len(ways) - 1), len(ways)):
+        for number in range(len(ways) - 1 if attempt else 0, len(ways)):
             way = dict(ways[number])
             notes = (f"memory was short: measured again{f' with {way}' if way else ''}",) if number else ()
             try:
@@ -113,7 +113,8 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - whatever one item does, the others are measured
                 if not is_out_of_memory(error):
                     return (), f"{type(error).__name__}: {error}", notes
-                out_of_memory = f"out of memory, {number + 1 - attempt} times: {_first_line(error)}"
+                times = "once" if attempt else f"{len(ways)} times"
+                out_of_memory = f"out of memory, {times}: {_first_line(error)}"
             let_go(self.model)  # Not within except: there the traceback still holds what is to be let go.
         return (), out_of_memory, ()
 

@@ -1,21 +1,24 @@
 """What one item of each experiment costs, in passes of the decoder and of the encoders, and how engines share them out.
 
 python tests/benchmarks/experiment_cost.py flops          # passes per item, counted on the embedded model
-python tests/benchmarks/experiment_cost.py engines 40     # seconds of 40 items in-process, on two processes
+python tests/benchmarks/experiment_cost.py engines 40     # seconds of 40 items in-process, on two processes, on Ray
 """
 
 import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from avlens import HookedAVModel
 from avlens.data import read_data
-from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, for_data, run
+from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, Ray, for_data, run
 from avlens.records import read_records
 from avlens.testing import tiny_model
 
@@ -65,33 +68,56 @@ def nothing(sample):
     return None
 
 
+@dataclass
+class Timed:
+    """An engine whose last round of measuring is timed, without starting and stopping it."""
+
+    engine: Any
+    spent: float = 0.0
+    computed: float = 0.0
+
+    @contextmanager
+    def start(self, work, model):
+        with self.engine.start(work, model) as workers:
+            timed = SimpleNamespace(n=workers.n, made_by=workers.made_by)
+            timed.measure = lambda items: self.measure(workers, items)
+            yield timed
+
+    def measure(self, workers, items):
+        start, computed = time.monotonic(), time.process_time()
+        yield from workers.measure(items)
+        self.spent, self.computed = time.monotonic() - start, time.process_time() - computed
+
+
 def engines(n):
     """Seconds that each engine adds to an item, and its efficiency with two workers."""
     torch.set_num_threads(1)
     data = read_data(f"synthetic:{n}")
-    for name, engine, workers in (("in-process", InProcess(), 1), ("processes", Processes(2), 2)):
-        for seconds in (0.0, 0.1):
-            with tempfile.TemporaryDirectory() as folder:
-                measured, spent = clock(
-                    Experiment("wait", wait, {"": {"seconds": seconds}}), engine, data, Path(folder)
-                )
+    for name, engine, workers in (("in-process", InProcess(), 1), ("processes", Processes(2), 2), ("ray", Ray(2), 2)):
+        for seconds in (0.0, 0.1, 1.0):
+            timed = Timed(engine)
+            measured, spent, whole = clock(Experiment("wait", wait, {"": {"seconds": seconds}}), timed, data)
             overhead, efficiency = spent - sum(measured) / workers, sum(measured) / (workers * spent)
             print(
                 f"{name:10s} items of {1000 * statistics.mean(measured):6.1f} ms: {1000 * overhead / len(measured):6.2f} ms more "
-                f"an item, efficiency {efficiency:.3f}"
+                f"an item, of which this process computes {1000 * timed.computed / len(measured):6.2f} ms; "
+                f"efficiency {efficiency:.3f}; {whole - spent:.1f} s to start and stop",
+                flush=True,
             )
 
 
-def clock(experiment, engine, data, folder):
-    """Seconds of each item, and from when the workers were warm until all was done."""
-    warm = {}
+def clock(experiment, engine, data):
+    """Seconds of each item after the first few; from when they were until the last was done; and of the whole run."""
+    first = set()
 
     def begin(cost):
-        warm["at"], warm["keys"] = time.monotonic(), {one.key for one in read_records(folder).records}
+        first.update(one.key for one in read_records(folder).records)
 
-    records = run(experiment, small_model, data.samples, folder, read=nothing, engine=engine, on_estimate=begin)
-    spent = time.monotonic() - warm["at"]
-    return [one.seconds for one in records.records if one.key not in warm["keys"]], spent
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        records = run(experiment, small_model, data.samples, folder, read=nothing, engine=engine, on_estimate=begin)
+    seconds = [one.seconds for one in records.records if one.key not in first]
+    return seconds, engine.spent, time.monotonic() - start
 
 
 if __name__ == "__main__":

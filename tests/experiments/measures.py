@@ -1,6 +1,7 @@
 """What the experiments of these tests measure. Workers import it."""
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -51,12 +52,40 @@ def of_each_kind(model, opened, condition):
 
 
 def deadly(model, opened, condition):
-    """Kills whoever measures the fourth sample."""
-    if opened.sample.record["index"] == 3:
+    """Kills whoever measures the fourth sample, and whoever first measures the sixth."""
+    index, once = opened.sample.record["index"], Path(condition["once"])
+    if index == 3:
         os.kill(os.getpid(), 9)
-    return loudness(model, opened, condition)
+    if index == 5 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), 9)
+    return loudness(model, opened, {})
+
+
+def whereabouts(model, opened, condition):
+    """Which GPUs the worker sees, and where it put its model; slow enough for each worker to get an item."""
+    time.sleep(0.5)
+    return [{"sees": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "on": model.was_put_on, "pid": os.getpid()}]
+
+
+def model_for_any_device():
+    """A model that says it is where it was put, and stays on the CPU."""
+    model = small_model()
+    model.was_put_on = "cpu"
+
+    def to(device):
+        model.was_put_on = str(device)
+        return model
+
+    object.__setattr__(model, "to", to)
+    return model
+
+
+def deadly_experiment(folder):
+    """An experiment that kills workers, and a folder where it notes that it did."""
+    return Experiment("deadly", deadly, {"": {"once": str(folder / "once")}})
 
 
 LOUDNESS = Experiment("loudness", loudness, {"two": {"parts": 2}, "one": {"parts": 1}}, seeds=(0, 1))
 EACH_KIND = Experiment("of each kind", of_each_kind, when_memory_is_short=({"at_once": 4}, {"at_once": 1}))
-DEADLY = Experiment("deadly", deadly)
+WHEREABOUTS = Experiment("whereabouts", whereabouts)

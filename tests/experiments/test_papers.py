@@ -67,6 +67,27 @@ def decided(model, opened, **options):
     return replace(one, dominant="audio", o_clean="A", o_corrupt="B")
 
 
+@pytest.mark.parametrize("name", [name for name, one in EXPERIMENTS.items() if one.when_memory_is_short])
+def test_settings_for_little_memory_change_no_value(model, samples, monkeypatch, name):
+    monkeypatch.setattr(asking, "judge", decided)
+    one = EXPERIMENTS[name]
+    settings = next(iter(one.conditions.values())) | short(next(iter(one.conditions.values()))) | {"seed": 0}
+    opened = Opened(samples[0], read(samples[0]), "")
+    whole = [plain_row(row) for row in one.measure(model, opened, settings)]
+    assert len(whole) > 1
+    for way in one.when_memory_is_short:
+        pieces = [plain_row(row) for row in one.measure(model, opened, settings | way)]
+        assert [list(row) for row in pieces] == [list(row) for row in whole]
+        for row, other in zip(whole, pieces, strict=True):
+            assert {k: v for k, v in row.items() if not isinstance(v, float)} == {
+                k: v for k, v in other.items() if not isinstance(v, float)
+            }
+            numbers = [name for name, value in row.items() if isinstance(value, float)]
+            assert [other[k] for k in numbers] == pytest.approx(
+                [row[k] for k in numbers], rel=1e-3, abs=1e-4, nan_ok=True
+            )
+
+
 def test_tracing_in_pieces_gives_the_same(model, samples, monkeypatch):
     monkeypatch.setattr(asking, "judge", decided)
     opened = Opened(samples[0], read(samples[0]), "")

@@ -1,11 +1,14 @@
 """One definition, whatever happens: resume, failures, interruption, estimates."""
 
 import math
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
 import pytest
 
+from avlens import records
 from avlens.errors import ExperimentError, RecordError
 from avlens.experiments import Experiment, run
 from avlens.experiments.estimate import duration, estimate_run
@@ -75,6 +78,34 @@ def test_whatever_goes_wrong_is_recorded_and_the_rest_goes_on(model, tmp_path):
     assert "texts and lists" in problems[6]
     assert not problems[0] and not problems[7] and math.isnan(found.records[7].rows[0]["y"])
     assert len(found.failures) == 5 and len(found.problems()) == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 24 KiB, and a function that makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if (
+        not sys.platform.startswith("linux")
+        or subprocess.run([*mount, "size=24k", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("no disk may be mounted here")
+    yield folder, lambda: subprocess.run([*mount, "remount,size=4m", "tmpfs", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_run_on_a_full_disk_goes_on_when_there_is_room(model, tmp_path, small_disk, monkeypatch):
+    disk, enlarge = small_disk
+    monkeypatch.setattr(records, "SHORTEST", 0.0)
+    whole = run(LOUDNESS, model, samples(20), tmp_path / "whole", read=read)
+    with pytest.raises(RecordError, match="No space left on device.*free some space and run again"):
+        run(LOUDNESS, model, samples(20), disk / "run", read=read)
+    there = read_records(disk / "run")
+    assert 0 < len(there) < 80 and set(results(there)) < set(results(whole))
+    assert not list((disk / "run").glob("*.part"))
+    enlarge()
+    assert results(run(LOUDNESS, model, samples(20), disk / "run", read=read)) == results(whole)
 
 
 def test_what_had_a_problem_is_tried_again(model, tmp_path):

@@ -1,0 +1,56 @@
+"""Ctrl-C in a terminal, which every process there gets: the run says where it stands, and leaves no process behind."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from avlens.records import read_records
+from tests.experiments.kill import below
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
+ENGINES = {
+    "in-process": [],
+    "processes": ["--engine", "processes", "--workers", "2"],
+    "ray": ["--engine", "ray", "--workers", "1"],
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is not installed: avlens[ray]")
+    command = [
+        sys.executable,
+        "-m",
+        "avlens",
+        "run",
+        "lens",
+        "--data",
+        "synthetic:2000",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with subprocess.Popen(
+        [*command, *ENGINES[engine]], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        said = next((line for line in process.stderr if "estimate" in line), "")
+        its = below(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        rest, shown = process.stderr.read(), process.stdout.read()
+    assert process.returncode == 130, said + rest
+    assert f"interrupted; what was measured is in {tmp_path / 'out'}" in rest and "Traceback" not in rest and not shown
+    assert all(not one.problem for one in read_records(tmp_path / "out").records)
+    assert not list((tmp_path / "out").glob("*.part"))
+    for _ in range(100):
+        left = [pid for pid in its if Path(f"/proc/{pid}").exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
