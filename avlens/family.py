@@ -21,8 +21,8 @@ from avlens.errors import UnsupportedSettingError
 from avlens.inputs import AVInputs, Media
 from avlens.media import Clip
 
-Part = Clip | UInt8[Tensor, "3 height width"] | str
-"""A piece of an interleaved prompt: a clip, an image, or text."""
+Part = Clip | UInt8[Tensor, "3 _ _"] | str
+"""A piece of an interleaved prompt: a clip, an image (3, height, width; each of its own size), or text."""
 
 Order = Literal["media_first", "question_first"]
 Positions = Literal["released", "trained"]

@@ -790,8 +790,15 @@ def _recorded(part: Part) -> dict[str, Any]:
     return {"image": list(part.shape[1:])}
 
 
+def _names_a_file(text: str) -> bool:
+    try:
+        return len(text) < 1000 and Path(text).is_file()
+    except OSError:  # No file can have such a name.
+        return False
+
+
 def _check_part(part: Any) -> None:
-    if isinstance(part, str) and len(part) < 1000 and Path(part).is_file():
+    if isinstance(part, str) and _names_a_file(part):
         raise PromptError(
             f"{part!r} is a file, but was given as text of the prompt. Read it first: Clip.from_file({part!r})."
         )

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from avlens import Clip, HookedAVModel, knockout, patch, views
@@ -24,6 +25,9 @@ from avlens.datasets.synthetic import synthetic_clips
 from avlens.decoding import ASD, VCD
 from avlens.experiments import EXPERIMENTS, run
 from avlens.hubs import find_hubs
+
+MOST = 5.0
+"""MiB per hundred rounds that a line through memory may rise by."""
 
 
 def resident():
@@ -97,10 +101,20 @@ def main():
         sys.stdout.write(
             f"{at / 60:6.1f} min  {memory / 2**20:8.1f} MiB  {files:3d} files  {n_hooks - before:+d} hooks\n"
         )
-    growth = (warm[-1][1] - warm[0][1]) / 2**20
-    sys.stdout.write(f"{len(seen)} rounds; from a fifth of the time on, memory grew by {growth:.1f} MiB\n")
+    slope, spread = trend(warm)
+    sys.stdout.write(
+        f"{len(seen)} rounds; from a fifth of the time on, a line through memory rises by {slope:+.2f} MiB per hundred rounds, "
+        f"with {spread:.1f} MiB around it\n"
+    )
     ends = {one[2:] for one in warm}
-    raise SystemExit(0 if growth < 64 and len(ends) == 1 and warm[-1][3] == before else 1)
+    raise SystemExit(0 if slope < MOST and len(ends) == 1 and warm[-1][3] == before else 1)
+
+
+def trend(seen):
+    """The slope of memory in MiB per hundred rounds, by least squares, and the standard deviation around the line."""
+    memory = np.array([one[1] for one in seen]) / 2**20
+    line = np.polyfit(rounds := np.arange(len(memory)), memory, 1) if len(memory) > 1 else np.array([0.0, memory[0]])
+    return 100 * line[0], float(np.std(memory - np.polyval(line, rounds)))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from avlens.media.codec import (
     fit,
     resample,
     resize,
+    sample_at,
     write_mp4,
     write_wav,
 )
@@ -261,8 +262,8 @@ class Clip:
     def _cut_sound(self, start: float | int | None, end: float | int | None) -> dict[str, Any]:
         if self.waveform is None or self.sample_rate is None:
             return {}
-        last = None if end is None else round(end * self.sample_rate)
-        waveform = self.waveform[round((start or 0.0) * self.sample_rate) : last]
+        last = None if end is None else sample_at(end, self.sample_rate)
+        waveform = self.waveform[sample_at(start or 0.0, self.sample_rate) : last]
         return {"waveform": waveform} if len(waveform) else {"waveform": None, "sample_rate": None}
 
     def resampled(self, sample_rate: int) -> "Clip":

@@ -194,6 +194,11 @@ def resampled(chunks: Iterable[tuple[int, Samples]], new_rate: int) -> Iterator[
         yield from (frame.to_ndarray()[0] for frame in resampler.resample(None))
 
 
+def sample_at(seconds: float | int, rate: int) -> int:
+    """Which sample begins at a time; the end of time is beyond any sound."""
+    return round(min(seconds * rate, 2.0**62))
+
+
 def silence(length: int, rate: int) -> Iterator[tuple[int, Samples]]:
     """As many samples of silence, in stretches that are never long."""
     for done in range(0, length, _CHUNK):

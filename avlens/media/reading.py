@@ -33,7 +33,7 @@ from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 
 from avlens.errors import MediaError
-from avlens.media.codec import Samples, as_float, channels_of, joined, resampled, resize, silence
+from avlens.media.codec import Samples, as_float, channels_of, joined, resampled, resize, sample_at, silence
 from avlens.media.scanning import AudioTrack, Contents, VideoTrack, opened, packets, scan
 
 # Containers with an index, in which a seek lands where it should.
@@ -296,8 +296,8 @@ def _room(
 
 def _read_sound(contents: Contents, track: AudioTrack, wanted: Wanted) -> Sound | None:
     """The sound from start to end, without the codec's padding."""
-    first = round((wanted.start or 0.0) * wanted.sample_rate)
-    last = None if wanted.end is None else round(wanted.end * wanted.sample_rate)
+    first = sample_at(wanted.start or 0.0, wanted.sample_rate)
+    last = None if wanted.end is None else sample_at(wanted.end, wanted.sample_rate)
     with opened(contents.path) as container:
         decoder = _Decoder(container, container.streams[track.index])
         chunks = _bounded(_mono(decoder, contents.origin), contents.path, wanted)
