@@ -130,13 +130,18 @@ def assemble(tokenizer: Any, chat: ChatText, media: Sequence[Medium], placeholde
     Raises:
         PromptError: If the text holds placeholders of its own, or nothing at all.
     """
+    names = dict(zip(sorted(placeholders), tokenizer.convert_ids_to_tokens(sorted(placeholders)), strict=True))
+    if unknown := [token for token, name in names.items() if name is None]:
+        raise PromptError(
+            f"config.json says that the token {unknown[0]} stands for media, but the tokenizer has none of this number. Download "
+            "both again."
+        )
     encoded = tokenizer(chat.text, return_offsets_mapping=True, add_special_tokens=False)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if (found := sum(token in placeholders for token in ids)) != len(media):
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(placeholders)))
         raise PromptError(
             f"the prompt's text holds {found} media placeholders for {len(media)} clips and images. "
-            f"Leave {names} out of the question and of the system message."
+            f"Leave {', '.join(names.values())} out of the question and of the system message."
         )
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
 

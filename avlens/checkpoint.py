@@ -120,7 +120,9 @@ def find_checkpoint(name: str, *, revision: str | None = None) -> Path:
         )
     folder = ZOO / name if name in zoo_names() else Path(name).expanduser()
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"the folder {name} holds no config.json. Pass the folder that holds the checkpoint.")
+        raise CheckpointError(
+            f"the folder {str(folder)!r} holds no config.json. Pass the folder that holds the checkpoint."
+        )
     return folder
 
 

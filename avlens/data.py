@@ -99,7 +99,11 @@ def read_data(
     """
     name, _, count = str(source).partition(":")
     if name == "synthetic":
-        n = int(count) if count.isdecimal() else 40
+        if count and not (count.isdecimal() and 0 < int(count) < 10**7):
+            raise DatasetError(
+                f"{str(source)!r} says how many clips are drawn, but {count!r} is no such number. Write synthetic:40."
+            )
+        n = int(count or 40)
         return _synthetic(n if limit is None else min(n, limit), task, seed)
     path = Path(source)
     if not path.exists():

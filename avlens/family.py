@@ -146,9 +146,9 @@ def dtype_of(name: str | torch.dtype | None) -> torch.dtype | Literal["auto"]:
     """A dtype by name; "auto", the checkpoint's own, for None."""
     if name is None or name == "auto":
         return "auto"
-    if isinstance(name, torch.dtype):
-        return name
-    found = getattr(torch, str(name).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype):
-        raise UnsupportedSettingError(f"{name!r} is no dtype. Pass 'float32', 'bfloat16' or 'float16'.")
+    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UnsupportedSettingError(
+            f"{name!r} is no dtype that a model can have. Pass 'float32', 'bfloat16' or 'float16'."
+        )
     return found
