@@ -191,7 +191,7 @@ def sinks(
     loaded = _load(model, device, dtype)
     inputs = _prepare(loaded, clip, question)
     dims = find_sink_dims(loaded)
-    story = find_hubs(loaded, inputs, dims)
+    story = find_hubs(loaded, inputs, dims, progress=not as_json)
     found, hubs = story.sinks, story.hubs
     table = found.to_frame().join(story.dominance.to_frame()[["mds", "one_sided"]])
     table["hub"] = ["cross" if p in hubs.cross else "uni" if p in hubs.uni else "" for p in table.index]

@@ -1,13 +1,18 @@
-"""What does a run cost, in operations and bytes?
+"""What does a run cost, in operations, seconds and bytes?
 
 Operations are those of matrix products, a multiplication and an addition each counting one. Of one row of one block:
 
     keys and values   2 d_model * 2 n_key_value_heads d_head
     attention         2 d_model * 2 n_heads d_head, and 4 n_heads d_head for each key it reads
     MLP               6 d_model d_mlp, times the experts that a row is sent to
+
+Seconds are operations by the rates at which a model does them here, which are measured on one of its blocks (`engine/estimate`).
+Bytes are those of the tensors that a block holds at once, beside weights and encoders.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,17 +20,163 @@ from jaxtyping import Int
 from torch import Tensor
 
 from avlens import names
-from avlens.decoder import DecoderConfig
+from avlens.attention import CHUNK_BYTES
+from avlens.decoder import KEPT_MASKS, MLP_BYTES, DecoderConfig
 from avlens.errors import TooLargeError
 
 
-def block_operations(cfg: DecoderConfig, enter: Int[Tensor, " enter"], leave: Int[Tensor, " leave"]) -> float:
+@dataclass(frozen=True)
+class Work:
+    """Operations, by what does them.
+
+    Attributes:
+        products: Of rows with weights.
+        fused: Of attention, in the fused kernel.
+        explicit: Of attention that makes its pattern.
+        passes: How often a block runs, whatever its rows: its weights are read each time.
+    """
+
+    products: float = 0.0
+    fused: float = 0.0
+    explicit: float = 0.0
+    passes: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All operations."""
+        return self.products + self.fused + self.explicit
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.products + other.products,
+            self.fused + other.fused,
+            self.explicit + other.explicit,
+            self.passes + other.passes,
+        )
+
+    def __mul__(self, times: float) -> "Work":
+        return Work(self.products * times, self.fused * times, self.explicit * times, self.passes * times)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations a second of each kind, and seconds of a block's pass beside them; NaN where they are not known."""
+
+    products: float = math.nan
+    fused: float = math.nan
+    explicit: float = math.nan
+    start: float = 0.0
+
+    def seconds(self, work: Work) -> float:
+        """How long work takes."""
+        kinds = ((work.products, self.products), (work.fused, self.fused), (work.explicit, self.explicit))
+        return work.passes * self.start + sum(amount / rate for amount, rate in kinds if amount)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a piece of work is going to take, without encoders.
+
+    Attributes:
+        seconds: How long; NaN if that is not known.
+        nbytes: The most memory at once, beside weights.
+        free: What is free; None if that is not known.
+    """
+
+    seconds: float
+    nbytes: int
+    free: int | None
+
+    def __str__(self) -> str:
+        free = "" if self.free is None else f" of {size(self.free)} free"
+        return f"about {duration(self.seconds)}, {size(self.nbytes)}{free}"
+
+
+def size(n: int) -> str:
+    """Bytes as people say them: 12 KiB, 3.5 GiB."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= 0.95 * length:
+            return f"{n / length:.{1 if n < 10 * length else 0}f} {unit}"
+    return f"{n} bytes"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 40 s, 12 min, 3.5 h, 2.1 days."""
+    if seconds != seconds:
+        return "unknown"
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def block_work(
+    cfg: DecoderConfig, enter: Int[Tensor, " enter"], leave: Int[Tensor, " leave"], *, explicit: bool = False
+) -> Work:
     """Of one block, where the rows at positions `enter` get keys and values and those at `leave` go on."""
     keys_and_values = 4 * cfg.d_model * cfg.n_key_value_heads * cfg.d_head
     projections = 4 * cfg.d_model * cfg.n_heads * cfg.d_head
     mlp = 6 * cfg.d_model * cfg.d_mlp * (cfg.experts_per_token or 1) + 2 * cfg.d_model * (cfg.num_experts or 0)
     attention = 4 * cfg.n_heads * cfg.d_head * float(leave.sum() + len(leave))
-    return len(enter) * keys_and_values + len(leave) * (projections + mlp) + attention
+    products = len(enter) * keys_and_values + len(leave) * (projections + mlp)
+    return Work(products, 0.0 if explicit else attention, attention if explicit else 0.0, 1.0)
+
+
+def block_operations(cfg: DecoderConfig, enter: Int[Tensor, " enter"], leave: Int[Tensor, " leave"]) -> float:
+    """The same, added up."""
+    return block_work(cfg, enter, leave).total
+
+
+def run_work(cfg: DecoderConfig, length: int, asked: Int[Tensor, " asked"], *, explicit: int = 0) -> Work:
+    """Of a run over one prompt that unembeds the rows at `asked`; `explicit` of its layers make their pattern."""
+    rows = torch.arange(length)
+    fused, made = (block_work(cfg, rows, rows, explicit=how) for how in (False, True))
+    last = block_work(cfg, rows, rows if explicit else asked, explicit=bool(explicit))
+    others = cfg.n_layers - 1
+    made_others = max(0, explicit - 1)
+    return (
+        fused * (others - made_others) + made * made_others + last + Work(2.0 * cfg.d_model * cfg.d_vocab * len(asked))
+    )
+
+
+def block_bytes(
+    cfg: DecoderConfig, enter: int, leave: int, keys: int, *, edits: int = 1, explicit: bool = False
+) -> int:
+    """The most that a block holds at once, of `edits` rows of a batch: activations, masks, and spliced keys and values.
+
+    Args:
+        cfg: The decoder.
+        enter: How many rows of each get keys and values.
+        leave: How many of them go on.
+        keys: How many keys they may read; more than `enter` where the others are spliced in.
+        edits: How many rows the batch has.
+        explicit: Whether patterns are made, some rows at a time.
+    """
+    size, d = cfg.dtype.itemsize, cfg.d_model
+    q, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
+    inside = leave * edits * cfg.d_mlp * size * (cfg.experts_per_token or 1)
+    if cfg.num_experts is None:
+        inside = min(inside, MLP_BYTES)
+    # What was embedded, the stream that enters, and rotary angles are there all the time.
+    always = enter * (2 * d + 2 * cfg.d_head)
+    normed = enter * d * (2 if size == 4 else 3 * 4 // size)  # norms are taken in fp32
+    attention = enter * (d + 2 * kv) + (2 * keys * kv if keys > enter else 0) + leave * 3 * q
+    mlp = leave * d * 3 + max(0, leave - 2 * max(1, MLP_BYTES // (edits * size * cfg.d_mlp))) * d
+    masks = min(leave * keys * size, KEPT_MASKS) if leave > 1 and keys > enter else 0
+    pattern = 4 * CHUNK_BYTES if explicit else 0
+    return edits * size * always + max(
+        edits * size * normed, edits * size * attention + masks + pattern, edits * size * mlp + 2 * inside
+    )
+
+
+def pattern_bytes(cfg: DecoderConfig, rows: int, keys: int) -> int:
+    """Of whole scores and patterns on their way through hooks, one of them in fp32."""
+    return cfg.n_heads * rows * keys * (2 * cfg.dtype.itemsize + 4)
+
+
+def logits_bytes(cfg: DecoderConfig, n: int) -> int:
+    """Of `n` rows of logits."""
+    return n * cfg.d_vocab * cfg.dtype.itemsize
 
 
 def kept_bytes(cfg: DecoderConfig, names_: Iterable[str], batch: int, length: int) -> int:

@@ -456,7 +456,8 @@ class HookedMLP(nn.Module):
             gate = self.act_fn(through(self.hook_pre, self.gate_proj(x)))
             out: Tensor = self.down_proj(through(self.hook_post, gate * through(self.hook_pre_linear, self.up_proj(x))))
             return out
-        n = max(1, MLP_BYTES * (1 if x.device.type == "cpu" else 16) // (x.itemsize * self.up_proj.out_features))
+        row = len(x) * x.itemsize * self.up_proj.out_features
+        n = max(1, MLP_BYTES * (1 if x.device.type == "cpu" else 16) // row)
         parts = [self._unseen(rows) for rows in x.split(n, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

@@ -12,6 +12,7 @@ from avlens import display
 from avlens.analyses.dominance import Hubs, ModalityDominance, modality_dominance, read_by_modality, split_sinks
 from avlens.analyses.sinks import SinkDims, Sinks, find_sink_dims, find_sinks, sink_energy
 from avlens.cache import AVCache, Reduction
+from avlens.engine.estimate import watched_run
 from avlens.inputs import AVInputs
 from avlens.model import HookedAVModel
 
@@ -51,6 +52,7 @@ def find_hubs(
     dims: Iterable[int] | SinkDims | None = None,
     *,
     n: float | int | None = None,
+    progress: bool = False,
 ) -> PromptHubs:
     """Run one prompt and split its sinks.
 
@@ -59,10 +61,16 @@ def find_hubs(
         inputs: One prompt.
         dims: Sink dimensions; by default found in the model's text-only pass.
         n: The N of the paper's sink(N); by default every sink counts.
+        progress: Whether to show a bar, and what it is going to take.
+
+    Raises:
+        TooLargeError: If the free memory cannot hold the run; before it starts.
     """
     dims = tuple(find_sink_dims(model) if dims is None else dims)
     keep = hub_reductions(inputs, dims)
-    _, cache = model.run_with_cache(inputs, names_filter=[], reductions=keep, logits_at=inputs.tokens.last)
+    says, last = "sinks" if progress else None, inputs.tokens.last
+    with watched_run(model, inputs, says, reductions=keep, logits_at=last) as ticks:
+        _, cache = model.run_with_cache(inputs, names_filter=[], reductions=keep, fwd_hooks=ticks, logits_at=last)
     return hubs_of(cache, dims, n=n)
 
 

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from avlens import Clip, HookedAVModel
 from avlens.analyses.selection import judge
+from avlens.cost import duration
 from avlens.experiments import EXPERIMENTS, asking, cross_modal_hubs
-from avlens.experiments.estimate import duration
 from avlens.experiments.ledger import H100, H200, QWEN2_5_OMNI, Ledger, Widths, Work
 from avlens.experiments.plan import drawn, simulate
 from avlens.hub_table import hub_sets

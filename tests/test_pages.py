@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from avlens import HookedAVModel
-from avlens.experiments.estimate import duration
+from avlens.cost import duration
 from avlens.experiments.ledger import H100, QWEN2_5_OMNI, Widths
 from avlens.testing import tiny_clip
 

@@ -33,6 +33,7 @@ from avlens import display, names
 from avlens.cache import AVCache
 from avlens.contrast import Direction, check_pair
 from avlens.engine import sweep
+from avlens.engine.estimate import watched_run
 from avlens.errors import LayerError, PromptError
 from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
@@ -192,12 +193,13 @@ def causal_trace(
         answers: The clean and the corrupted answer as words; P is then the larger of the word with and without a
             space in front, by its first token. By default the first tokens that the two runs answer.
         max_new_tokens: How many steps `max` looks at.
-        progress: Whether to show a bar.
+        progress: Whether to show a bar, and what it is going to take.
 
     Raises:
         PromptError: If the two prompts differ in more than their media.
+        TooLargeError: If the free memory cannot hold a run or the sweep; before it starts.
     """
-    tracer = _Tracer.start(model, clean, corrupt, direction, layers, site, step, answers, max_new_tokens)
+    tracer = _Tracer.start(model, clean, corrupt, direction, layers, site, step, answers, max_new_tokens, progress)
     hooks = {name: tracer.hooks(tokens, tracer.layers) for name, tokens in sets.items()}
     return tracer.trace(sets, hooks, progress=progress)
 
@@ -227,7 +229,7 @@ def trace_layers(
     """
     if window < 1:
         raise LayerError(f"window is {window}. Patch at least one layer at a time.")
-    tracer = _Tracer.start(model, clean, corrupt, direction, "all", site, step, answers, max_new_tokens)
+    tracer = _Tracer.start(model, clean, corrupt, direction, "all", site, step, answers, max_new_tokens, progress)
     n_layers = model.cfg.n_layers
     spans = {f"{first}": range(first, min(first + window, n_layers)) for first in range(n_layers)}
     hooks = {name: tracer.hooks(tokens, list(span)) for name, span in spans.items()}
@@ -254,7 +256,7 @@ class _Tracer:
     @classmethod
     def start(
         cls, model: Any, clean: AVInputs, corrupt: AVInputs, direction: Direction, layers: names.Layers,
-        site: str | Sequence[str], step: Step, answers: tuple[str, str] | None, max_new_tokens: int,
+        site: str | Sequence[str], step: Step, answers: tuple[str, str] | None, max_new_tokens: int, progress: bool,
     ) -> "_Tracer":  # fmt: skip
         _check(clean, corrupt, direction, step)
         if answers is not None and set(model.to_first_tokens(answers[0])) & set(model.to_first_tokens(answers[1])):
@@ -265,7 +267,10 @@ class _Tracer:
         chosen = list(range(model.cfg.n_layers)) if layers == "all" else names.checked_layers(layers)
         wanted = [names.at(one, layer) for one in sites for layer in chosen]
         source = clean if direction == "denoise" else corrupt
-        logits, cache = model.run_with_cache(source, names_filter=wanted, logits_at=clean.tokens.last)
+        says = ("clean run" if direction == "denoise" else "corrupted run") if progress else None
+        last = clean.tokens.last
+        with watched_run(model, source, says, names_filter=wanted, logits_at=last) as ticks:
+            logits, cache = model.run_with_cache(source, names_filter=wanted, fwd_hooks=ticks, logits_at=last)
         return cls(model, clean, corrupt, direction, sites, chosen, step, max_new_tokens, cache, logits[0], answers)
 
     def hooks(self, tokens: TokenSet, layers: Sequence[int]) -> list[FwdHook]:

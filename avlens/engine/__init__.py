@@ -1,6 +1,7 @@
 """Sweeps: many edits of one prompt, computing only what an edit can change."""
 
+from avlens.engine.estimate import estimate_run
 from avlens.engine.plan import Plan, plan_sweep
 from avlens.engine.sweep import sweep
 
-__all__ = ["Plan", "plan_sweep", "sweep"]
+__all__ = ["Plan", "estimate_run", "plan_sweep", "sweep"]

@@ -5,7 +5,7 @@ changes. Every block runs as it always does, with the edits' own hooks at its ho
 keys and values between them are the unedited run's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +51,15 @@ def run_batch(
     batch: Batch,
     hooks: Sequence[Sequence[tuple[str, HookFn]]],
     attn: AttentionMode,
+    tick: Callable[[int], None],
 ) -> Float[Tensor, "edit pos d_vocab"]:
-    """Logits of the changed rows among those asked for, `batch.last`, under each edit; `hooks` has full names only."""
+    """Logits of the changed rows among those asked for, `batch.last`, under each edit.
+
+    `hooks` has full names only; `tick` is told each layer.
+    """
     bound: list[FwdHook] = []
     for row, (own, start) in enumerate(zip(hooks, batch.starts, strict=True)):
-        acting = [(name, fn) for name, fn in own if _acts(name, fn, batch.steps, start)]
+        acting = [(name, fn) for name, fn in own if acts(name, fn, batch.steps, start)]
         bound += acting if len(hooks) == 1 else on_rows(acting, [row])
     cos, sin = rotary(inputs.positions.to(model.device), model.cfg, model.dtype)
     nothing = torch.empty(0, dtype=torch.long)
@@ -74,10 +78,11 @@ def run_batch(
                 made, turned = step.enter, (cos[:, step.enter], sin[:, step.enter])
             at.cos, at.sin = turned
             x, below = model.blocks[layer](x, at), step.leave
+            tick(layer)
         return model.read_out(x)
 
 
-def _acts(name: str, fn: Any, steps: Mapping[int, Step], start: int) -> bool:
+def acts(name: str, fn: Any, steps: Mapping[int, Step], start: int) -> bool:
     """Whether a hook touches anything that is computed of an edit that joins at `start`."""
     layer = names.layer_of(name)
     if layer is None or layer < start or layer not in steps:

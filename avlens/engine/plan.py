@@ -16,8 +16,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from avlens import cost
+from avlens.cost import Estimate, Rates, Work
+from avlens.decoder import DecoderConfig
+from avlens.engine import needs
 from avlens.engine.brought import Bringing, bringings
 from avlens.engine.changes import Step, Touch, steps_of, touch_of
+from avlens.engine.estimate import rates_of
+from avlens.engine.needs import Needs
 from avlens.engine.passes import Batch
 from avlens.errors import PositionError
 from avlens.hooks import FwdHook, HookFn
@@ -27,6 +32,9 @@ from avlens.tokens import TokenSet
 
 ROWS = 4096
 """How many rows a batch of edits has at most: more of them make matrix products no faster."""
+
+UNKNOWN_MEMORY = 2 * 2**30
+"""How many bytes a batch may take where nobody can tell what is free."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +51,7 @@ class Plan:
         streams: Of which layers' streams the unedited run keeps which positions.
         reach: How many positions of the unedited run are read, from the first on; it goes no further.
         asked: Positions that are asked for, in their order.
-        operations: Of what is shared, of each batch, and of one full run.
+        needs: What it takes.
     """
 
     names: tuple[str, ...]
@@ -55,7 +63,7 @@ class Plan:
     streams: Mapping[int, Int[Tensor, " row"]]
     reach: int
     asked: Int[Tensor, " asked"]
-    operations: tuple[float, tuple[float, ...], float]
+    needs: Needs
 
     @property
     def builds_on_unedited(self) -> bool:
@@ -70,18 +78,26 @@ class Plan:
     @property
     def runs(self) -> float:
         """How many full runs' work it takes."""
-        shared, batches, full = self.operations
-        return (shared * self.builds_on_unedited + sum(batches)) / full + len(self.in_full)
+        return self.needs.total.total / self.needs.full.total
+
+    @property
+    def estimate(self) -> Estimate:
+        """How long it takes, and how much memory, encoders left out."""
+        return self.needs.estimate
 
     def __str__(self) -> str:
-        shared, batches, full = self.operations
-        lines = [f"{len(self.names)} edits, the work of {self.runs:.2f} full runs"]
+        needs, full = self.needs, self.needs.full.total
+        lines = [f"{len(self.names)} edits, the work of {self.runs:.2f} full runs: {self.estimate}"]
         if self.builds_on_unedited:
             lines.append(
-                f"1 unedited run{' and what edits bring with them' if self.brought else ''}, shared: {shared / full:.2f}"
+                f"1 unedited run{' and what edits bring with them' if self.brought else ''}, shared: "
+                f"{needs.shared.total / full:.2f}, {cost.size(needs.kept)} kept"
             )
         if self.batches:
-            lines.append(_said(self.batches, [one / full for one in batches]))
+            lines.append(_said(self.batches, [one.total / full for one in needs.batches]))
+            lines.append(
+                f"batches within {cost.size(needs.memory)}: at most {max(len(b.edits) for b in self.batches)} edits"
+            )
         if self.unchanged:
             lines.append(f"{len(self.unchanged)} change nothing that is asked for: {self._named(self.unchanged)}")
         for reason in dict.fromkeys(self.in_full.values()):
@@ -99,8 +115,18 @@ def plan_sweep(
     edits: Mapping[str, Sequence[FwdHook]],
     *,
     logits_at: TokenSet | None = None,
+    memory: int | None = None,
+    timed: bool = True,
 ) -> Plan:
     """How `sweep` will run these edits; arguments as there.
+
+    Args:
+        model: A HookedAVModel.
+        inputs: One prompt.
+        edits: Lists of hooks, by name.
+        logits_at: Positions to unembed.
+        memory: How many bytes a batch may take; by default half of what is free.
+        timed: Whether to measure how fast the model works here, which takes a moment the first time.
 
     Raises:
         BatchError: If the inputs hold several prompts.
@@ -122,14 +148,32 @@ def plan_sweep(
         steps = steps_of(own, n_layers, chosen.mask)
         schedules[edit] = {layer: step for layer, step in enumerate(steps) if step is not None}
     unchanged = tuple(edit for edit, steps in schedules.items() if not steps)
-    batches = _batched({edit: steps for edit, steps in schedules.items() if steps})
+    cfg, free = model.cfg, cost.free_bytes(model.device)
+    memory = memory or (free // 2 if free is not None else UNKNOWN_MEMORY)
+    batches = _batched(cfg, {edit: steps for edit, steps in schedules.items() if steps}, hooks, memory)
     brought, streams = bringings(tokens, schedules, touches), _streams(schedules.values(), len(tokens))
     reach = len(tokens) if unchanged else _reach(model, batches, streams, chosen)
-    shared, each, full = operations = _operations(model, chosen, batches, brought, reach)
-    if batches and shared + sum(each) >= full * len(schedules):
+    shared = needs.shared_work(cfg, len(tokens), reach, chosen.positions, brought)
+    each = tuple(needs.batch_work(cfg, batch, [hooks[edit] for edit in batch.edits]) for batch in batches)
+    full = cost.run_work(cfg, len(tokens), chosen.positions)
+    if batches and sum(each, shared).total >= full.total * len(schedules):
         in_full |= {edit: "that is less work" for edit, steps in schedules.items() if steps}
-        batches, brought, streams, operations = (), (), {}, (full, (), full)
-    return Plan(tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, operations)
+        batches, brought, streams, shared, each = (), (), {}, full, ()
+    first = min((batch.starts[0] for batch in batches), default=0)
+    builds = bool(batches or unchanged)
+    kept = needs.kept_bytes(cfg, first, reach, streams, brought) if builds else 0
+    kept += 2 * cost.logits_bytes(cfg, len(chosen)) * len(hooks)
+    at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds
+    at_once += [needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
+    at_once += [
+        needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits))
+        for batch in batches
+    ]
+    rates = rates_of(model) if timed else Rates()
+    taken = Needs(
+        shared if builds else Work(), each, full, len(in_full), kept, max(at_once, default=0), memory, free, rates
+    )
+    return Plan(tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, taken)
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:
@@ -161,17 +205,22 @@ def _refuse_discarded(touches: Iterable[Touch], asked: TokenSet) -> None:
             )
 
 
-def _batched(schedules: Mapping[int, Mapping[int, Step]]) -> tuple[Batch, ...]:
+def _batched(
+    cfg: DecoderConfig, schedules: Mapping[int, Mapping[int, Step]], hooks: Sequence[needs.Hooks], memory: int
+) -> tuple[Batch, ...]:
     """Edits that need the same rows from the start of the later one on, together; those that begin first come first."""
     members: list[list[int]] = []
+    room: list[int] = []
     open_at: dict[bytes, int] = {}
     for edit in sorted(schedules, key=lambda edit: min(schedules[edit])):
         from_layer = _digests(schedules[edit])
         start = min(schedules[edit])
         batch = open_at.get(from_layer[start])
-        if batch is None or (len(members[batch]) + 1) * _most_rows(schedules[edit]) > ROWS:
+        if batch is None or len(members[batch]) >= room[batch]:
             batch = len(members)
             members.append([])
+            alone = needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1)
+            room.append(max(1, min(ROWS // _most_rows(schedules[edit]), memory // alone)))
             open_at |= dict.fromkeys(from_layer.values(), batch)
         members[batch].append(edit)
     return tuple(
@@ -216,24 +265,6 @@ def _reach(model: HookedAVModel, batches: Iterable[Batch], streams: Mapping[int,
                 read[made[made < len(read)]] = False
             reach = max(reach, int(read.nonzero().max()) + 1 if bool(read.any()) else 1)
     return reach
-
-
-def _operations(
-    model: HookedAVModel, asked: TokenSet, batches: Iterable[Batch], brought: Iterable[Bringing], reach: int
-) -> tuple[float, tuple[float, ...], float]:
-    """Of the unedited run and what edits bring, of each batch, and of one full run."""
-    cfg, everything = model.cfg, torch.arange(len(asked.tokens))
-    full = (cfg.n_layers - 1) * cost.block_operations(cfg, everything, everything)
-    full += cost.block_operations(cfg, everything, asked.positions)
-    each = []
-    for batch in batches:
-        of_layer = {layer: cost.block_operations(cfg, step.enter, step.leave) for layer, step in batch.steps.items()}
-        each.append(sum(of_layer[layer] for start in batch.starts for layer in of_layer if layer >= start))
-    shared = full
-    if reach < len(everything):
-        shared = cfg.n_layers * cost.block_operations(cfg, everything[:reach], everything[:reach])
-    shared += sum(cost.block_operations(cfg, one.positions, everything[:0]) for one in brought)
-    return shared, tuple(each), full
 
 
 def _said(batches: Sequence[Batch], runs: Sequence[float]) -> str:

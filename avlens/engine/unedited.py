@@ -64,6 +64,7 @@ def run_unedited(
     *,
     logits_at: TokenSet | None,
     attn: AttentionMode | None,
+    also: Sequence[FwdHook] = (),
 ) -> Unedited:
     """Run a prompt and keep what edited runs build on.
 
@@ -75,6 +76,7 @@ def run_unedited(
         reach: How many positions to run, from the first on; fewer than all leave no logits that are asked for.
         logits_at: Positions to unembed.
         attn: Which attention runs.
+        also: Hooks that only look on.
     """
     rows = {entering(layer): positions for layer, positions in streams.items()}
     keep = _Keep({}, rows)
@@ -84,7 +86,7 @@ def run_unedited(
     if reach < len(tokens := inputs.prompt.tokens):
         hooks.append((names.at("resid_pre", 0), Discard(tokens.at(range(reach, len(tokens))))))
         logits_at = tokens.at([reach - 1])
-    logits = model.run_with_hooks(inputs, hooks, logits_at=logits_at, attn=attn)
+    logits = model.run_with_hooks(inputs, [*hooks, *also], logits_at=logits_at, attn=attn)
     return Unedited(logits, keep.kept, rows)
 
 

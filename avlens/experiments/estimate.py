@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from avlens.cost import duration, size
 from avlens.metrics.effects import Interval
 from avlens.records import Record, line_length
 
@@ -112,21 +113,3 @@ def _student(free: int) -> float:
     """The quantile of Student's t that holds 95% between its signs, by the series of Cornish and Fisher; 4% short at 3."""
     z = _Z
     return z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 40 s, 12 min, 3.5 h, 2.1 days."""
-    if seconds != seconds:
-        return "unknown"
-    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def size(n: int) -> str:
-    """Bytes as people say them: 12 KiB, 3.5 GiB."""
-    for unit, length in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= 0.95 * length:
-            return f"{n / length:.{1 if n < 10 * length else 0}f} {unit}"
-    return f"{n} bytes"

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from avlens import records
+from avlens.cost import duration
 from avlens.errors import ExperimentError, RecordError
 from avlens.experiments import Experiment, run
-from avlens.experiments.estimate import duration, estimate_run
+from avlens.experiments.estimate import estimate_run
 from avlens.experiments.work import Work, Worker, weights_digest
 from avlens.records import Record, read_records
 from avlens.testing import tiny_model

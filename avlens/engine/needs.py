@@ -1,0 +1,119 @@
+"""What does a sweep need: which operations are shared, which does each batch add, and how many bytes are held at once?"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from avlens import cost, names
+from avlens.cost import Estimate, Rates, Work
+from avlens.decoder import DecoderConfig
+from avlens.engine.brought import Bringing
+from avlens.engine.changes import Step
+from avlens.engine.passes import Batch, acts
+from avlens.hooks import FwdHook, HookFn, is_row_wise
+
+_ATTENTION = ("attn_scores", "pattern")
+
+Hooks = Sequence[tuple[str, HookFn]]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a sweep takes.
+
+    Attributes:
+        shared: Work of the unedited run and of what edits bring; none where nothing builds on it.
+        batches: Of each batch.
+        full: Of one run in full.
+        in_full: How many edits are run in full.
+        kept: Bytes of what is shared, and of the results.
+        at_once: The most bytes that a run or a batch holds beside.
+        memory: How many bytes a batch may take.
+        free: How many are free; None if that is not known.
+        rates: At which the model works here.
+    """
+
+    shared: Work
+    batches: tuple[Work, ...]
+    full: Work
+    in_full: int
+    kept: int
+    at_once: int
+    memory: int
+    free: int | None
+    rates: Rates = field(default_factory=Rates)
+
+    @property
+    def total(self) -> Work:
+        """All work."""
+        return sum(self.batches, self.shared) + self.full * self.in_full
+
+    @property
+    def estimate(self) -> Estimate:
+        """Time and memory."""
+        return Estimate(self.rates.seconds(self.total), self.kept + self.at_once, self.free)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """In seconds, or operations where those are not known: what is shared, all runs in full, and each batch."""
+        parts = (self.shared, self.full * self.in_full, *self.batches)
+        known = self.rates.seconds(self.total) == self.rates.seconds(self.total)
+        return tuple(self.rates.seconds(part) if known else part.total for part in parts)
+
+
+def batch_work(cfg: DecoderConfig, batch: Batch, hooks: Sequence[Hooks]) -> Work:
+    """Of a batch, whose edits have these hooks."""
+    work = Work()
+    for layer, step in batch.steps.items():
+        here = sum(start <= layer for start in batch.starts)
+        made = any(_watches(own, layer, batch.steps, start) for own, start in zip(hooks, batch.starts, strict=True))
+        work += replace(cost.block_work(cfg, step.enter, step.leave, explicit=made) * here, passes=1.0)
+    return work + Work(2.0 * cfg.d_model * cfg.d_vocab * len(batch.last) * len(batch.edits))
+
+
+def batch_bytes(cfg: DecoderConfig, steps: Mapping[int, Step], hooks: Sequence[Hooks], edits: int) -> int:
+    """The most that so many edits hold together that need these steps."""
+    most = 0
+    for layer, step in steps.items():
+        keys = int(step.enter[-1]) + 1
+        points = [(name, fn) for own in hooks for name, fn in own if _is_attention(name, layer)]
+        nbytes = cost.block_bytes(cfg, len(step.enter), len(step.leave), keys, edits=edits, explicit=bool(points))
+        if not all(is_row_wise(fn) for _, fn in points):
+            nbytes += cost.pattern_bytes(cfg, len(step.leave), keys) * edits
+        most = max(most, nbytes)
+    last = steps[max(steps)]
+    return most + cost.logits_bytes(cfg, len(last.leave)) * edits
+
+
+def run_bytes(cfg: DecoderConfig, length: int, asked: int, hooks: Iterable[FwdHook]) -> int:
+    """The most that a whole run with these hooks holds."""
+    points = [fn for name, fn in hooks if isinstance(name, str) and names.short_name(name) in _ATTENTION]
+    nbytes = cost.block_bytes(cfg, length, length, length, explicit=bool(points)) + cost.logits_bytes(cfg, asked)
+    return nbytes if all(is_row_wise(fn) for fn in points) else nbytes + cost.pattern_bytes(cfg, length, length)
+
+
+def kept_bytes(
+    cfg: DecoderConfig, first: int, reach: int, streams: Mapping[int, Int[Tensor, " row"]], brought: Iterable[Bringing]
+) -> int:
+    """Of what edits build on: keys and values, streams, and what edits bring."""
+    size, kv = cfg.dtype.itemsize, 2 * cfg.n_key_value_heads * cfg.d_head
+    rows = (cfg.n_layers - first) * reach + sum(len(one.positions) for one in brought)
+    return size * (rows * kv + cfg.d_model * sum(len(one) for one in streams.values()))
+
+
+def shared_work(cfg: DecoderConfig, length: int, reach: int, asked: Tensor, brought: Iterable[Bringing]) -> Work:
+    """Of the unedited run as far as it goes, and of what edits bring."""
+    nothing = torch.empty(0, dtype=torch.long)
+    work = cost.run_work(cfg, reach, asked if reach == length else torch.tensor([reach - 1]))
+    return sum((cost.block_work(cfg, one.positions, nothing) for one in brought), work)
+
+
+def _watches(hooks: Hooks, layer: int, steps: Mapping[int, Step], start: int) -> bool:
+    return any(_is_attention(name, layer) and acts(name, fn, steps, start) for name, fn in hooks)
+
+
+def _is_attention(name: str, layer: int) -> bool:
+    return any(name == names.at(site, layer) for site in _ATTENTION)

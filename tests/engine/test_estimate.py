@@ -1,0 +1,186 @@
+"""What is estimated before work starts is what it takes: bytes to the tensor, seconds by the rates measured here."""
+
+import math
+import weakref
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from avlens import cost
+from avlens.cost import Rates, Work
+from avlens.engine import estimate_run, plan_sweep, sweep
+from avlens.engine.estimate import rates_of
+from avlens.errors import TooLargeError
+from avlens.hubs import find_hubs, hub_reductions
+from avlens.interventions import knockout, patch
+from avlens.testing import tiny_clip, tiny_model
+from tests.helpers import assert_equal
+
+SIZES = {"n_layers": 3, "d_model": 64, "n_heads": 4, "n_key_value_heads": 2, "d_mlp": 224}
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that tensors made inside hold at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.sizes = 0, 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        for one in tree_leaves(out):
+            storage = one.untyped_storage() if isinstance(one, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.sizes and storage._cdata not in given:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return out
+
+    def _freed(self, key):
+        self.now -= self.sizes.pop(key, 0)
+
+
+def case(dtype=torch.float32, seconds=8.0, **sizes):
+    model = tiny_model(seed=1, **(SIZES | sizes)).to(dtype)
+    inputs = model.prepare(tiny_clip(seconds, fps=4.0, size=(112, 112)), "what do you hear ?")
+    model(inputs, logits_at=inputs.tokens.last)  # what encoders make is kept
+    return model, inputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("wide", [{}, {"d_model": 96, "n_heads": 6, "n_key_value_heads": 1, "d_mlp": 512}])
+def test_a_run_holds_what_is_estimated(dtype, wide):
+    model, inputs = case(dtype, n_layers=10, **wide)
+    last = inputs.tokens.last
+    for kept in ((), ("resid_pre", "v")):
+        estimate = estimate_run(model, inputs, names_filter=kept, logits_at=last, timed=False)
+        with Held() as held:
+            model.run_with_cache(inputs, names_filter=list(kept), logits_at=last)
+        assert held.peak == pytest.approx(estimate.nbytes, rel=0.2)
+
+
+def test_a_long_prompt_goes_through_mlps_some_rows_at_a_time(monkeypatch):
+    model, inputs = case()
+    last, whole = inputs.tokens.last, model(inputs)
+    for limit in (2**18, 2**17):
+        monkeypatch.setattr("avlens.decoder.MLP_BYTES", limit)
+        monkeypatch.setattr("avlens.cost.MLP_BYTES", limit)
+        estimate = estimate_run(model, inputs, logits_at=last, timed=False)
+        with Held() as held:
+            model(inputs, logits_at=last)
+        assert held.peak == pytest.approx(estimate.nbytes, rel=0.2)
+        assert_equal(model(inputs), whole)
+
+
+def test_a_sweep_holds_what_is_estimated_and_batches_keep_within_their_bytes():
+    model, inputs = case()
+    tokens = inputs.tokens
+    _, cache = model.run_with_cache(inputs, "resid_pre")
+    grid = {f"{i} {at}": patch(cache, tokens.at([at]), layers=[i]) for i in range(3) for at in range(3, 15)}
+    traces = {"unedited": [], "audio": patch(cache, tokens.audio), "video": patch(cache, tokens.video)}
+    for edits in (grid, traces):
+        for memory in (None, 2**22, 2**20, 1):
+            plan = plan_sweep(model, inputs, edits, logits_at=tokens.last, memory=memory, timed=False)
+            with Held() as held:
+                found = sweep(model, inputs, edits, logits_at=tokens.last, memory=memory)
+            assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.25)
+            assert memory is None or plan.needs.memory == memory
+            if memory == 1:
+                assert all(len(batch.edits) == 1 for batch in plan.batches)
+            for row, hooks in list(zip(found, edits.values(), strict=True))[::5]:
+                assert_equal(row, model.run_with_hooks(inputs, hooks, logits_at=tokens.last)[0])
+    assert "batches within 1 bytes" in str(plan)
+
+
+@settings(phases=[Phase.generate], max_examples=20)
+@given(memory=st.integers(1, 2**24), n=st.integers(1, 40))
+def test_no_batch_is_planned_beyond_its_bytes_unless_one_edit_alone_is(memory, n):
+    model, inputs = LARGE
+    tokens = inputs.tokens
+    edits = {f"{i}": knockout(tokens.last, tokens.at([i]), layers=[i % 3]) for i in range(1, n + 1)}
+    plan = plan_sweep(model, inputs, edits, logits_at=tokens.last, memory=memory, timed=False)
+    assert sorted(edit for batch in plan.batches for edit in batch.edits) + sorted(plan.in_full) == list(range(n))
+    if any(len(batch.edits) > 1 for batch in plan.batches):
+        assert (
+            max(0, plan.needs.at_once - estimate_run(model, inputs, logits_at=tokens.last, timed=False).nbytes)
+            <= memory
+        )
+
+
+LARGE = case()
+
+
+def test_seconds_are_operations_by_rates_which_are_measured_once():
+    model, inputs = LARGE
+    rates = rates_of(model)
+    assert all(rate > 1e6 for rate in (rates.products, rates.fused, rates.explicit)) and rates_of(model) is rates
+    work = Work(3e6, 2e6, 1e6)
+    assert Rates(1e6, 1e6, 1e6).seconds(work + work * 2) == 18
+    assert Rates(1e6, start=0.5).seconds(Work(3e6, passes=4)) == 5 and rates.start >= 0
+    assert Rates(1e6).seconds(Work(3e6)) == 3 and math.isnan(Rates(1e6).seconds(work))
+    with model.hooks([("blocks.0.hook_resid_pre", lambda x, hook: None)]):
+        assert math.isnan(estimate_run(model, inputs).seconds)
+
+
+def test_operations_of_a_sweep_are_those_of_its_runs():
+    model, inputs = LARGE
+    last, cfg = inputs.tokens.last, model.cfg
+    edits = {"none": [], "mine": [("blocks.1.hook_resid_pre", lambda x, hook: x)]}
+    plan = plan_sweep(model, inputs, edits, logits_at=last, timed=False)
+    rows = torch.arange(len(inputs.tokens))
+    by_hand = 2 * cost.block_operations(cfg, rows, rows) + cost.block_operations(cfg, rows, last.positions)
+    by_hand += 2 * cfg.d_model * cfg.d_vocab
+    assert plan.needs.total.total == 2 * by_hand and plan.runs == 2 and sum(plan.needs.shares) == 2 * by_hand
+    explicit = cost.run_work(cfg, len(rows), last.positions, explicit=3)
+    assert explicit.fused == 0 and explicit.explicit == 3 * cost.block_work(cfg, rows, rows).fused
+
+
+def test_a_model_on_the_meta_device_is_estimated_as_it_will_be_held():
+    model, inputs = LARGE
+    tokens, meta = inputs.tokens, tiny_model(seed=1, **SIZES).to("meta")
+    edits = {"none": [], "audio": knockout(tokens.last, tokens.audio)}
+    here, there = (
+        plan_sweep(one, inputs, edits, logits_at=tokens.last, memory=2**30).estimate for one in (model, meta)
+    )
+    assert there.nbytes == here.nbytes and there.free is None and math.isnan(there.seconds)
+    assert estimate_run(meta, inputs).nbytes == estimate_run(model, inputs).nbytes
+    assert str(there).startswith("about unknown, ")
+
+
+def test_what_cannot_fit_is_refused_before_it_runs_with_what_would(monkeypatch):
+    model, inputs = LARGE
+    last, n = inputs.tokens.last, len(inputs.tokens)
+    ran = [("hook_embed", lambda x, hook: pytest.fail("it ran"))]
+    estimate = estimate_run(model, inputs, reductions=hub_reductions(inputs, [1]), logits_at=last, timed=False)
+    monkeypatch.setattr(cost, "free_bytes", lambda device: estimate.nbytes // 2)
+    with (
+        model.hooks(ran),
+        pytest.raises(TooLargeError, match=rf"A prompt of about ({n // 2 - 1}|{n // 2}) positions would fit"),
+    ):
+        find_hubs(model, inputs, [1])
+    monkeypatch.setattr(cost, "free_bytes", lambda device: 1000)
+    with model.hooks(ran), pytest.raises(TooLargeError, match="a sweep of 1 edit of .*logits_at="):
+        sweep(model, inputs, {"none": []}, logits_at=last)
+
+
+def test_bars_tell_what_it_takes_and_reach_their_end(capsys):
+    model, inputs = LARGE
+    tokens = inputs.tokens
+    edits = {
+        "none": [],
+        "mine": [("blocks.1.hook_resid_pre", lambda x, hook: x)],
+        "audio": knockout(tokens.last, tokens.audio),
+    }
+    quiet = sweep(model, inputs, edits, logits_at=tokens.last)
+    assert torch.equal(sweep(model, inputs, edits, logits_at=tokens.last, progress="cutting"), quiet)
+    hubs = find_hubs(model, inputs, [1, 2], progress=True)
+    told = capsys.readouterr().err
+    assert torch.equal(hubs.sinks.energy, find_hubs(model, inputs, [1, 2]).sinks.energy)
+    assert "cutting (about" in told and "MiB" in told and "3 of 3 edits" in told and "100%" in told
+    assert "sinks (about" in told

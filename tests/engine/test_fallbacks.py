@@ -1,0 +1,74 @@
+"""Where no shortcut is exact a sweep runs in full, and what is shared is computed once."""
+
+import pytest
+import torch
+
+from avlens.analyses.tracing import causal_trace
+from avlens.engine import plan_sweep, sweep
+from avlens.interventions import ablate, knockout, patch
+from avlens.interventions.discard import fastv
+from avlens.testing import tiny_clip, tiny_model
+from tests.helpers import assert_equal
+
+
+def prepared(family="qwen2_5_omni", dtype=torch.float32):
+    model = tiny_model(family, seed=2, n_layers=3 if family != "gemma4" else 4).to(dtype)
+    clip = tiny_clip(1.0, size=(56, 56), seed=5)
+    clean, corrupt = (model.prepare(one, "what do you hear ?") for one in (clip, clip.silenced().blanked()))
+    return model, clean, corrupt
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_blocks_that_read_keys_of_others_are_run_in_full(dtype):
+    model, clean, corrupt = prepared("gemma4", dtype)
+    tokens, last = corrupt.tokens, corrupt.tokens.last
+    _, cache = model.run_with_cache(clean, "resid_pre")
+    edits = {"none": [], "patch": patch(cache, tokens.media), "cut": knockout(last, tokens.audio, layers=[1])}
+    plan = plan_sweep(model, corrupt, edits, logits_at=last)
+    assert set(plan.in_full) == {0, 1, 2} and "read keys that others made" in str(plan) and plan.runs == 3
+    for row, hooks in zip(sweep(model, corrupt, edits, logits_at=last), edits.values(), strict=True):
+        assert torch.equal(row, model.run_with_hooks(corrupt, hooks, logits_at=last)[0])
+
+
+def test_what_decides_while_it_runs_or_reads_its_own_run_is_run_in_full():
+    model, clean, _ = prepared()
+    tokens, last = clean.tokens, clean.tokens.last
+    edits = {
+        "none": [],
+        "fastv": fastv(tokens.media, layer=1, ratio=0.5),
+        "mean": ablate(tokens.audio, by="mean"),
+        "resample": ablate(tokens.video, by="resample", seed=4),
+        "zero": ablate(tokens.video, by="zero"),
+    }
+    plan = plan_sweep(model, clean, edits, logits_at=last)
+    assert {plan.names[edit] for edit in plan.in_full} == {"fastv", "mean", "resample"}
+    for row, hooks in zip(sweep(model, clean, edits, logits_at=last), edits.values(), strict=True):
+        assert_equal(row, model.run_with_hooks(clean, hooks, logits_at=last)[0])
+
+
+def test_p_at_its_maximum_is_that_of_each_patched_answer_by_itself():
+    model, clean, corrupt = prepared()
+    sets = {"audio": clean.tokens.audio, "video": clean.tokens.video}
+    trace = causal_trace(model, clean, corrupt, sets, step="max", max_new_tokens=3)
+    _, cache = model.run_with_cache(clean, "resid_pre")
+    for p, chosen in zip(trace.p_patched, sets.values(), strict=True):
+        logits = model.generate(corrupt, 3, fwd_hooks=patch(cache, chosen), keep_logits=True).logits[0]
+        best = [float(logits.softmax(-1)[:, list(word)].max()) for word in (trace.o_clean, trace.o_corrupt)]
+        assert_equal(p, torch.tensor(best))
+
+
+def test_encoders_run_once_and_only_asked_rows_are_unembedded(monkeypatch):
+    model, clean, _ = prepared()
+    tokens, last, encoded, rows = clean.tokens, clean.tokens.last, [], []
+    encode = model.family.encode
+    monkeypatch.setattr(type(model.family), "encode", lambda self, *args: encoded.append(1) or encode(*args))
+    edits = {f"{i}": knockout(last, tokens.audio, layers=[i]) for i in range(3)} | {
+        "mine": [("blocks.0.hook_resid_pre", lambda x, hook: 2 * x)],
+        "none": [],
+    }
+    handle = model.unembed.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[-2]))
+    found = sweep(model, clean, edits, logits_at=last)
+    handle.remove()
+    assert len(encoded) == len(clean.prompt.media) and set(rows) == {1}
+    for row, hooks in zip(found, edits.values(), strict=True):
+        assert_equal(row, model.run_with_hooks(clean, hooks, logits_at=last)[0])
