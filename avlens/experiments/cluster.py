@@ -91,13 +91,17 @@ def connected(address: str | None, cpus: int) -> Iterator[Any]:
     with nullcontext(address) if address else started(num_cpus=cpus) as where:
         _check_reachable(where)
         try:
-            ray.init(where, logging_level="ERROR", log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise ExperimentError(f"no Ray was reached at {where!r}: {error} Check the address.") from error
-        try:
+            _join(ray, where)
             yield ray
         finally:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
+    try:
+        ray.init(address, logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ExperimentError(f"no Ray was reached at {address!r}: {error} Check the address.") from error
 
 
 def _check_reachable(address: str) -> None:

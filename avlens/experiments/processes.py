@@ -74,7 +74,8 @@ class _Pool:
             self.n, context, initializer=_start, initargs=(self.work, self.load, self.engine.devices, numbers, threads)
         )
         try:
-            self.made_by = self._submit(_made_by).result()
+            first, *_ = [self._submit(_made_by) for _ in range(self.n)]  # Each starts a process.
+            self.made_by = first.result()
         except BrokenProcessPool as error:
             self.executor.shutdown()
             raise ExperimentError(

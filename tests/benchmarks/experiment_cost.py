@@ -68,6 +68,9 @@ def nothing(sample):
     return None
 
 
+SETTLE = 15.0
+
+
 @dataclass
 class Timed:
     """An engine whose last round of measuring is timed, without starting and stopping it."""
@@ -79,6 +82,7 @@ class Timed:
     @contextmanager
     def start(self, work, model):
         with self.engine.start(work, model) as workers:
+            time.sleep(SETTLE if workers.n > 1 else 0)  # Until all have their models.
             timed = SimpleNamespace(n=workers.n, made_by=workers.made_by)
             timed.measure = lambda items: self.measure(workers, items)
             yield timed
