@@ -81,12 +81,18 @@ def truth(opened: Opened, vocabulary: Vocabulary) -> frozenset[str]:
     """The objects of a clip, as far as the vocabulary knows them.
 
     Raises:
-        PromptError: If the data set does not say what the clip holds.
+        PromptError: If the data set does not say what the clip holds, or the vocabulary knows nothing of it.
     """
     held = truth_of(opened.sample)
     if not held:
         raise PromptError(f"{opened.sample.id!r} does not say what its clip holds. Give samples with labels.")
-    return frozenset().union(*map(vocabulary.objects, held))
+    known = frozenset().union(*map(vocabulary.objects, held))
+    if not known:
+        raise PromptError(
+            f"the vocabulary of {len(vocabulary.names)} objects knows nothing of {', '.join(held)!r}, which {opened.sample.id!r} "
+            "holds. Give the experiment's conditions `objects` of your own."
+        )
+    return known
 
 
 def label_and_others(opened: Opened) -> tuple[str, list[str]]:

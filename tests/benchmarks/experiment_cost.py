@@ -1,6 +1,6 @@
 """What one item of each experiment costs, in passes of the decoder and of the encoders, and how engines share them out.
 
-python tests/benchmarks/experiment_cost.py flops          # passes per item, counted on the embedded model
+python tests/benchmarks/experiment_cost.py flops 2        # passes per item, counted on the embedded model over two clips
 python tests/benchmarks/experiment_cost.py engines 40     # seconds of 40 items in-process, on two processes, on Ray
 """
 
@@ -14,29 +14,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from avlens import HookedAVModel
 from avlens.data import read_data
 from avlens.experiments import EXPERIMENTS, Experiment, InProcess, Processes, Ray, for_data, run
+from avlens.experiments.ledger import Ledger
 from avlens.records import read_records
 from avlens.testing import tiny_model
 
 
-def flops(model, work):
-    """Operations of the encoders and of the rest."""
+def operations(model, run):
+    """Of the encoders and of the rest, from an empty store."""
     model.forget_encodings()
-    with FlopCounterMode(model, display=False) as counter:
-        work()
-    counts = counter.get_flop_counts()
-    encoders = sum(
-        sum(counts[name].values()) for name in counts if name.count(".") == 1 and name.endswith((".vision", ".audio"))
-    )
-    return encoders, counter.get_total_flops() - encoders
+    with Ledger() as ledger:
+        run()
+    work = ledger.work()
+    decoder = work.operations_in("decoder")
+    return work.operations - decoder, decoder
 
 
-def passes(clips=6):
-    """Of each experiment: items, passes of the decoder and of the encoders per item (medians)."""
+def passes(clips):
+    """Of each experiment: passes of the decoder and of the encoders per item, over all conditions."""
     model = HookedAVModel.from_pretrained("avlens-tiny")
     for name, experiment in EXPERIMENTS.items():
         data, ratios = read_data(f"synthetic:{clips}", task=experiment.task), []
@@ -44,14 +42,14 @@ def passes(clips=6):
         for item in experiment.items(data.samples):
             opened = item.opened(data.read)
             inputs = model.prepare(opened.clip, item.sample.question, options=item.sample.options)
-            encoders, decoder = flops(model, lambda inputs=inputs: model(inputs, logits_at=inputs.tokens.last))
+            encoders, decoder = operations(model, lambda inputs=inputs: model(inputs, logits_at=inputs.tokens.last))
             condition = {**experiment.conditions[item.condition], "seed": 0}
-            its = flops(model, lambda e=experiment, o=opened, c=condition: e.measure(model, o, c))
+            its = operations(model, lambda e=experiment, o=opened, c=condition: e.measure(model, o, c))
             ratios.append((its[1] / decoder, its[0] / encoders))
         for column, what in enumerate(("decoder", "encoders")):
             values = [ratio[column] for ratio in ratios]
             middle, mean, most = statistics.median(values), statistics.mean(values), max(values)
-            print(f"{name:10s} {what:9s} median {middle:6.2f}  mean {mean:6.2f}  max {most:6.2f}")
+            print(f"{name:10s} {what:9s} median {middle:6.2f}  mean {mean:6.2f}  max {most:6.2f}", flush=True)
 
 
 def wait(model, opened, condition):
@@ -125,4 +123,4 @@ def clock(experiment, engine, data):
 
 
 if __name__ == "__main__":
-    passes() if sys.argv[1] == "flops" else engines(int(sys.argv[2]))
+    (passes if sys.argv[1] == "flops" else engines)(int(sys.argv[2]))

@@ -143,6 +143,12 @@ def test_clips_without_a_label_cannot_be_named(model, samples, tmp_path):
     assert "Give samples with labels" in found.records[0].problem
 
 
+def test_clips_whose_objects_nobody_knows_have_a_problem_not_hallucinations(model, samples, tmp_path):
+    strange = replace(samples[0], record={"event": "zzyzx humming"})
+    found = run(EXPERIMENTS["decoding"].only(["greedy"]), model, [strange], tmp_path, read=read)
+    assert "knows nothing of 'zzyzx humming'" in found.records[0].problem
+
+
 def test_conditions_can_be_chosen():
     assert list(EXPERIMENTS["tracing"].only(["swap"]).conditions) == ["swap"]
     with pytest.raises(ExperimentError, match="no condition 'swop'. It has 'zero', 'swap'"):
