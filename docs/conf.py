@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = f"avlens {release}"
 html_static_path = ["_static"]
 html_css_files = ["avlens.css"]
+html_favicon = html_logo = "_static/avlens.svg"
 html_extra_path = ["_live"] if (HERE / "_live").is_dir() else []
 html_math_renderer = "mathml"
 html_copy_source = False

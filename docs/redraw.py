@@ -100,6 +100,8 @@ def run_notebook(script: Path, shoot: Shoot) -> None:
                 cell.metadata.pop("execution", None)
     widgets = client.widget_state
     for cell in notebook.cells:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if not _stands_in(output)]
         for output in cell.get("outputs", ()):
             if "data" in output:
                 output["data"] = _still(output["data"], widgets, shoot)
@@ -109,6 +111,11 @@ def run_notebook(script: Path, shoot: Shoot) -> None:
         cell["id"] = f"cell-{i}"
     nbformat.write(notebook, script.with_suffix(".ipynb"))
     print(f"{script.stem}: {script.with_suffix('.ipynb').stat().st_size / 1e6:.2f} MB", flush=True)
+
+
+def _stands_in(output: Mapping[str, Any]) -> bool:
+    """Whether an output is the picture that a widget hides."""
+    return "data-avlens-still" in str(output.get("data", {}).get("text/html", ""))
 
 
 def _still(data: Mapping[str, Any], widgets: Mapping[str, Any], shoot: Shoot) -> dict[str, Any]:

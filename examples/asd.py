@@ -32,7 +32,9 @@ inputs = model.prepare(sample.clip, sample.ask("describe").question)
 inputs
 
 # %% [markdown]
-# ## What is guided, and towards what
+# ## Half of the sinks of each modality are cross-modal
+#
+# The split is by the median, so it is half by definition; which half is what was found.
 
 # %%
 found = find_hubs(model, inputs)
@@ -46,7 +48,7 @@ print("greedy: ", plain.text)
 print("ASD:    ", guided.text)
 
 # %% [markdown]
-# ## Step by step
+# ## The second stream counts little, as little attention drifts to unimodal sinks
 #
 # `gamma` is how much the calibrated stream counts at each step: the share of unimodal sinks in the attention that sinks get.
 
@@ -60,7 +62,9 @@ fig.add_bar(x=words, y=gamma, marker_color="#009E73")
 fig.update_layout(yaxis={"title": "gamma, in [0, 1]", "range": [0, 1]}, xaxis={"type": "category", "tickangle": -60})
 
 # %% [markdown]
-# What each step reads, for the plain stream:
+# ## A cross-modal sink is read more than other media
+#
+# Mean attention per token while the plain stream writes, mean over heads and layers:
 
 # %%
 tokens = inputs.tokens
@@ -74,10 +78,10 @@ dynamics = attention_dynamics(model, inputs, sets, words=sample.ask("describe").
 views.plot(dynamics)
 
 # %% [markdown]
-# ## Over clips
+# ## It breaks nothing here, and has nothing to mend
 #
-# The share of words of the right answer that are written, for increasing strength. At `alpha=0` nothing is edited and ASD writes what
-# greedy decoding writes.
+# The share of words of the right answer that are written, over twelve clips, for increasing strength. At `alpha=0` nothing is edited and ASD
+# writes what greedy decoding writes.
 
 
 # %%

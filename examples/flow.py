@@ -31,9 +31,9 @@ seen = [model.prepare(one.clip, one.ask("object").question) for one in samples]
 heard[0]
 
 # %% [markdown]
-# ## Which edges does a heard answer need?
+# ## A heard answer goes from sound to pictures, and the last token needs the question
 #
-# Two layers at a time, over eight clips, with bootstrap intervals. Random cuts of as many pairs say what cutting as such does.
+# Two layers at a time, over eight clips, with bootstrap intervals. Random cuts of as many pairs (dotted) say what cutting as such does.
 
 # %%
 edges = ["audio -> last", "video -> last", "audio -> question", "question -> last", "video <-> audio"]
@@ -41,7 +41,12 @@ flow = information_flow(model, heard, edges, window=2, controls=Controls(2, "sam
 views.plot(flow)
 
 # %% [markdown]
-# ## And a seen one?
+# Cutting sound from the last token, or from the question, costs nothing. Cutting sound and pictures from each other costs 41 % of the
+# probability around layer 3, and as many random pairs nothing: the sound goes through the pictures. In its first two layers the last
+# token must read the question, to know what is asked: without it nothing is left. (The dotted line at -49 % is the control of
+# `video -> last`: 36 random keys often hit the six of the question.)
+#
+# ## A seen answer does not need that way as much
 
 # %%
 other = information_flow(model, seen, edges, window=2)
@@ -51,19 +56,21 @@ views.plot(other)
 {edge: (flow.peak(edge), other.peak(edge)) for edge in edges}
 
 # %% [markdown]
-# ## What attention alone would have said
+# ## Attention alone would have said something else
 #
-# Where the last position looks, by group and layer. Attention that is paid is not information that is used: compare.
+# Where each group looks, by layer. In layers 2 and 3 the last position looks at the sound above all, and cutting that costs nothing: attention
+# that is paid is not information that is used.
 
 # %%
 mass = attention_by_group(model, heard[0])
 views.plot(mass)
 
 # %% [markdown]
-# ## If nothing flows any more, the tokens can go
+# ## From layer 4 on all sound and pictures can go
 #
-# Once a modality's tokens have been read they can leave the sequence, which saves their cost in every later layer. Here they
-# leave at each layer in turn, and as many random tokens leave for comparison.
+# Once a modality's tokens have been read they can leave the sequence, which saves their cost in every later layer. Leaving at layer 1 or 2
+# keeps a quarter of the answers, at 3 seven of eight, at 4 all of them. As many random tokens, which leave some of each kind behind, can go
+# at any layer: what the clip says is held more than once.
 
 # %%
 n_layers = model.cfg.n_layers

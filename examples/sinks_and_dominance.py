@@ -26,17 +26,24 @@ from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.datasets.synthetic import synthetic_clips
 
 model = HookedAVModel.from_pretrained("avlens-tiny")
-sample = synthetic_clips(1, seed=4, seconds=4.0, fps=10.0, size=168, blank=0, silent=0, matching=0)[0]
+sample = synthetic_clips(1, seed=4, seconds=4.0, size=168, blank=0, silent=0, matching=0)[0]
 sample.clip
 
 # %% [markdown]
-# ## The dimensions
+# ## One dimension stands out
 #
-# They are looked for where no clip is: in the first token of plain texts, which is a sink in every model that has any.
+# Sink dimensions are looked for where no clip is: in the first token of plain texts, which is a sink in every model that has any. Here it is
+# one, which stands out in every layer but the first two and the last, which are left out.
 
 # %%
 dims = find_sink_dims(model)
 views.plot(dims)
+
+# %% [markdown]
+# ## Nineteen tokens carry it, from layer 1 to the end
+#
+# A token is a sink in a layer where that dimension holds more than 17.4 % of its energy. They are sinks from the layer on that plants them,
+# none later.
 
 # %%
 inputs = model.prepare(sample.clip, "describe the clip .")
@@ -54,10 +61,10 @@ views.timeline(
 )
 
 # %% [markdown]
-# ## Who reads them
+# ## Half of them are read by the other modality
 #
 # The modality dominance score of a sink is +1 where only later video reads it, -1 where only later audio does, and near 0 where both
-# do.
+# do. None is near 0 here: video sinks come in two kinds, read by video and read by audio, and so do audio sinks.
 
 # %%
 scores = modality_dominance(cache, media_sinks)
@@ -67,17 +74,20 @@ views.plot(scores)
 # %%
 hubs
 
+# %% [markdown]
+# The same by head: which head reads whose sinks for whom.
+
 # %%
 views.plot(head_dominance(cache, media_sinks))
 
 # %% [markdown]
-# Attention between the sinks and everything else, pooled: columns that everybody reads.
+# Attention between the sinks and everything else, pooled: dark columns are what is read.
 
 # %%
 views.attention(cache, layer=2, group="sinks", sinks=media_sinks)
 
 # %% [markdown]
-# ## The control
+# ## The control: no plant, no sinks
 #
 # A detector that finds sinks everywhere finds nothing. In the model without a plant:
 

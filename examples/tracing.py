@@ -16,7 +16,7 @@
 #
 # A model hears a clip and answers. Silence the clip and it answers something else. Causal tracing asks which tokens of the
 # clean run, put into the silenced one, bring the answer back: all of them do; which ones suffice? Everything runs on the
-# embedded model, whose clips, questions and answers are known.
+# embedded model, whose clips, questions and answers are known: sounds that do not fit what is seen, so that a model which does not listen is wrong.
 
 # %%
 from avlens import HookedAVModel, views
@@ -35,9 +35,11 @@ corrupt = model.prepare(sample.clip.silenced(), question)
 clean
 
 # %% [markdown]
-# ## One clip
+# ## Fifteen sinks restore as much as all the sound
 #
-# Sets are made by saying what is meant. A set of random tokens, as many and of the same modality, says what the count alone does.
+# Sets are made by saying what is meant. A set of random tokens, as many and of the same modality, says what the count alone does. The
+# indirect effect of a set is how much of the answer's probability it restores; the dotted lines are the total effects, what a
+# perfect patch would reach.
 
 
 # %%
@@ -58,31 +60,48 @@ trace = causal_trace(model, clean, corrupt, sets_of(clean))
 views.plot(trace)
 
 # %% [markdown]
-# The indirect effect of a set is how much of the answer's probability it restores; the dotted lines are the total effects, what a
-# perfect patch would reach. Patching the pictures restores what they have read of the sound, for the pictures themselves
-# were never silenced.
+# The sinks suffice, and so does the first half of the sound, while the second half does next to nothing. But as many random tokens of sound
+# restore a third: half of the sound is a lot. Patching the pictures restores what they have read of the sound, for the pictures
+# themselves were never silenced.
 
 # %%
 trace
 
 # %% [markdown]
-# ## In which layers?
+# ## The sound is handed on early
 #
-# The same set, one layer at a time. As long as the answer's last token has not read the sound, its tokens carry it; once it has,
+# All the sound's tokens, one layer at a time. They carry the answer as they enter layer 0; layer by layer others read it, and from layer 3 on
 # patching them is too late.
 
 # %%
 by_layer = trace_layers(model, clean, corrupt, clean.tokens.audio)
 views.plot(by_layer)
 
+# %% [markdown]
+# Who has it then? Not the last position, which writes the answer: it carries nothing as it enters any layer, the last included. Whatever it
+# reads, it reads in the last layer.
+
 # %%
 read = trace_layers(model, clean, corrupt, clean.tokens.last)
 views.plot(read)
 
 # %% [markdown]
-# ## Over clips, with intervals
+# ## The pictures hold it in between
 #
-# One clip shows nothing but that clip. The table holds means over clips with bootstrap intervals, beside the total effect.
+# Every layer and group by itself: the explorer runs each cell once, and keeps it. The last two steps of video carry the answer from
+# layer 3 on.
+
+# %%
+explorer = views.PatchExplorer(model, clean, corrupt, clip=sample.clip, group="overview", frames_per_row=2)
+grid = explorer.sweep()
+views.plot(grid)
+
+# %% [markdown]
+# ## Over clips it holds for sinks, and less for halves
+#
+# One clip shows nothing but that clip. Over twelve, with bootstrap intervals: sinks restore the total effect in all of them. That the
+# first half beats the second holds too, but as many random tokens are hardly worse than the first half: what counted was to have some of
+# the first seconds, not the first seconds themselves.
 
 # %%
 traces = []
@@ -93,21 +112,12 @@ table = trace_table(traces, n_draws=2000)
 views.plot(table)
 
 # %% [markdown]
-# ## Every cell of the grid
-#
-# The explorer runs each layer and group once, and keeps it.
-
-# %%
-explorer = views.PatchExplorer(model, clean, corrupt, clip=sample.clip, group="overview", frames_per_row=2)
-grid = explorer.sweep()
-views.plot(grid)
-
-# %% [markdown]
 # ## How this misleads
 #
 # A patch that restores an answer shows that these tokens suffice *in this run*; that they are needed, a knockout or the other
-# direction shows (`direction="noise"`). Probability of an answer that both runs give, or whose total effect is near zero, says nothing:
-# look at `trace.te_clean` first. Large sets restore more by being large: compare with random sets of the same size.
+# direction shows (`direction="noise"`, below: silenced activations patched into the clean run destroy the answer). Probability of an answer
+# that both runs give, or whose total effect is near zero, says nothing: look at `trace.te_clean` first. Large sets restore more by
+# being large: compare with random sets of the same size.
 
 # %%
 needed = causal_trace(model, clean, corrupt, sets_of(clean), direction="noise")

@@ -34,6 +34,7 @@ def test_the_notebook_runs(script):
         assert sum(_PLOTLY in data for data in shown) == 3
         assert any("CircuitsVis" in data.get("text/html", "") for data in shown)
         assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
+        assert any("data-avlens-still" in data.get("text/html", "") for data in shown)  # where widgets are not drawn
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)

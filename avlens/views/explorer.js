@@ -8,9 +8,14 @@ const SITES_TOLD = { "resid_pre": "residual stream", "ln1.normalized": "normalis
 function render({ model, el }) {
   const shown = mount(el, model.get("spec"), true, message => model.send(message));
   const update = () => shown(model.get("view"));
+  const stills = document.querySelectorAll(`[data-avlens-still="${model.get("spec").still}"]`);
+  stills.forEach(still => { still.hidden = true; });  // the picture for pages without a kernel
   model.on("change:view", update);
   update();
-  return () => model.off("change:view", update);
+  return () => {
+    model.off("change:view", update);
+    stills.forEach(still => { still.hidden = false; });
+  };
 }
 
 function alone(el, spec, given) {
@@ -54,7 +59,7 @@ function mount(el, spec, live, ask) {
   root.append(
     h("div", { class: "avx-head" }, h("b", {}, "Patch explorer"), h("span", {}, spec.note)),
     parts.controls,
-    h("div", { class: "avx-body" }, h("div", { class: "avx-left" }, parts.scroll, parts.legend), parts.side),
+    h("div", { class: "avx-body" }, h("div", { class: "avx-left" }, parts.scroll, parts.legend, parts.status, parts.progress), parts.side),
     parts.code,
     tip,
   );
@@ -75,15 +80,16 @@ function mount(el, spec, live, ask) {
     const button = (text, title, act) => h("button", { type: "button", title, onclick: act }, text);
     const undo = button("Undo", "Before the last edit", () => ask({ do: "undo" }));
     const redo = button("Redo", "What was undone", () => ask({ do: "redo" }));
-    const sweep = button("Sweep column", "Patch this group in every layer (click on a column's label for another)",
+    const sweep = button("Sweep column", "",
       () => ask({ do: "sweep", group: column(), layer: null }));
+    const all = button("Sweep all", "Patch every cell that was not run yet", () => ask({ do: "sweep", group: null, layer: null }));
     const stop = button("Stop", "End the sweep after what is under way", () => ask({ do: "stop" }));
     const copy = button("Copy code", "Python that does the same", () => copied(copy));
     const told = (text, field) => h("label", {}, h("span", {}, text), field);
     const needKernel = [told("patch ", direction), told("at ", site), told("in ", window),
-      h("label", {}, add, h("span", {}, "add edits up"))];
-    const all = h("div", { class: "avx-controls" }, ...(live ? needKernel : []), undo, redo, ...(live ? [sweep, stop, copy] : []));
-    return { controls: all, direction, site, window, add, undo, redo, sweep, stop };
+      h("label", { title: "The next edit joins those that are there" }, add, h("span", {}, "add edits up"))];
+    const bar = h("div", { class: "avx-controls" }, ...(live ? needKernel : []), undo, redo, ...(live ? [sweep, all, stop, copy] : []));
+    return { controls: bar, direction, site, window, add, undo, redo, sweep, all, stop };
   }
 
   function grid() {
@@ -129,7 +135,7 @@ function mount(el, spec, live, ask) {
     const text = h("pre", {});
     const code = h("details", { class: "avx-code" }, h("summary", {}, "The same in Python"), text);
     return { answers, status, progress, history, code, text,
-      side: h("div", { class: "avx-side" }, answers, status, progress, h("div", { class: "avx-small" }, "History"), history) };
+      side: h("div", { class: "avx-side" }, answers, h("div", { class: "avx-past" }, h("div", { class: "avx-small" }, "History"), history)) };
   }
 
   function clicked(event) {
@@ -176,7 +182,8 @@ function mount(el, spec, live, ask) {
     parts.undo.disabled = view.at === 0;
     parts.redo.disabled = view.at === view.history.length - 1;
     parts.stop.hidden = !busy;
-    parts.sweep.hidden = busy;
+    parts.sweep.hidden = parts.all.hidden = busy;
+    parts.sweep.title = `Patch ${spec.groups[column()].label} in every layer; a click on another column's label sweeps that one`;
     parts.progress.hidden = !busy;
     if (busy) [parts.progress.value, parts.progress.max] = view.progress;
     parts.status.textContent = view.status;

@@ -13,6 +13,7 @@ import math
 import queue
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -113,6 +114,7 @@ class PatchExplorer:
         self._worker: threading.Thread | None = None
         self._starting = threading.Lock()
         self._widget: Any = None
+        self._still = uuid.uuid4().hex  # by which the widget finds the picture that it hides
         self._spec = panel.spec(self._bench, clip)
 
     # What can be done.
@@ -145,7 +147,8 @@ class PatchExplorer:
             columns = range(len(self._bench.groups)) if group is None else [self._column(group)]
             rows = range(self._bench.n_layers) if layer is None else [self._row(layer)]
             wanted = [self._edit(kind, row, column) for column in columns for row in rows]
-            self._sweep([edit for edit in wanted if self._bench.known([edit], self._choices.direction) is None])
+            new = [edit for edit in wanted if self._bench.known([edit], self._choices.direction) is None]
+            self._tell(f"{self._sweep(new) if new else 'all of it is known'}{self._most(wanted)}")
             return self.result
 
     def stop(self) -> None:
@@ -257,9 +260,14 @@ class PatchExplorer:
     def _repr_html_(self) -> str:
         return panel.as_html(self.result, self.probabilities)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        shown = {"text/plain": repr(self), "text/html": self._repr_html_()}
-        return shown if self.widget is None else {**shown, **self.widget.mime()}
+    def _ipython_display_(self) -> None:
+        """A picture, and the widget, which hides it: where no widget can be drawn, the picture is left."""
+        from IPython.display import display
+
+        still = f"<div data-avlens-still='{self._still}'>{self._repr_html_()}</div>"
+        display({"text/plain": repr(self), "text/html": still}, raw=True)
+        if self.widget is not None:
+            display(self.widget.mime(), raw=True)
 
     @property
     def widget(self) -> Any:
@@ -269,7 +277,7 @@ class PatchExplorer:
                 from avlens.views.widget import Widget
             except ImportError:
                 return None
-            self._widget = Widget(spec=self._spec, view=self._view())
+            self._widget = Widget(spec={**self._spec, "still": self._still}, view=self._view())
             self._widget.on_msg(lambda _widget, message, _buffers: self._receive(message))
         return self._widget
 
@@ -354,8 +362,8 @@ class PatchExplorer:
             self._tell(f"{self._said()} · {took}")
             return self.probabilities["edited"]
 
-    def _sweep(self, wanted: list[Edit]) -> None:
-        """Run edits by themselves, a few at a time, so that what is known is shown and a stop is heeded."""
+    def _sweep(self, wanted: list[Edit]) -> str:
+        """Run edits by themselves, a few at a time, so that what is known is shown and a stop is heeded; what was done."""
         self._stopped.clear()
         direction, n, began, at_once = self._choices.direction, len(wanted), time.perf_counter(), 1
         done = 0
@@ -369,7 +377,17 @@ class PatchExplorer:
             at_once = max(1, min(64, round(_SECONDS_PER_UPDATE / max(each, 1e-3))))
         self._progress = None
         stopped = f", stopped at {done} of {n}" if done < n else ""
-        self._tell(f"{counted(done, 'cell')} run in {time.perf_counter() - began:.1f} s{stopped}")
+        return f"{counted(done, 'cell')} run in {time.perf_counter() - began:.1f} s{stopped}"
+
+    def _most(self, edits: Sequence[Edit]) -> str:
+        """Which of some edits, each by itself, changes the answer most, of those that are known."""
+        direction, follow = self._choices.direction, self._choices.follow
+        found = [(edit, self._bench.effect([edit], direction)) for edit in edits]
+        changes = {edit: float(effect[follow]) for edit, effect in found if effect is not None}
+        if not changes:
+            return ""
+        edit, change = max(changes.items(), key=lambda item: abs(item[1]))
+        return f"; most: {self._described((direction, (edit,)))}, P({list(self._bench.answers)[follow]}) {change:+.3f}"
 
     def _edit(self, kind: Kind, layer: int, group: int) -> Edit:
         site = self._choices.site if kind == "patch" else ""

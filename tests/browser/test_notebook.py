@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,14 +14,15 @@ import jupytext
 import nbformat
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from tests.browser.browsers import chromium
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.filterwarnings("default"),  # of the browser's driver
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
-]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+APPS = {
+    "lab": ("jupyterlab", "--LabApp.expose_app_in_browser=True", "lab/tree"),
+    "notebook": ("notebook", "--JupyterNotebookApp.expose_app_in_browser=True", "notebooks"),
+}
+
+pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]  # of the browser's driver
 
 
 def free_port():
@@ -31,11 +31,12 @@ def free_port():
         return one.getsockname()[1]
 
 
-@pytest.fixture
-def served(tmp_path):
-    """A Jupyter server in a folder of its own; gives its folder and address."""
+@pytest.fixture(params=["lab"])
+def served(request, tmp_path):
+    """JupyterLab, or the classic notebook's heir, in a folder of its own; gives its folder and the address of notebooks."""
+    module, exposed, notebooks = APPS[request.param]
     anywidget = pytest.importorskip("anywidget", reason="the extra notebook is not installed")
-    pytest.importorskip("jupyterlab", reason="the extra notebook is not installed")
+    pytest.importorskip(module, reason="it is not installed")
     settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
     settings.mkdir(parents=True)
     (settings / "tracker.jupyterlab-settings").write_text(json.dumps({"windowingMode": "none"}))
@@ -48,16 +49,16 @@ def served(tmp_path):
         "JUPYTER_CONFIG_PATH": str(installed / "etc" / "jupyter"), "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+        sys.executable, "-m", module, "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=t", f"--ServerApp.root_dir={folder}",
-        "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly",
+        exposed, "--LabApp.news_url=", "--LabApp.extension_manager=readonly",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
         wait_for(f"http://127.0.0.1:{port}/api?token=t", server, tmp_path / "log")
-        yield folder, f"http://127.0.0.1:{port}"
+        yield folder, f"http://127.0.0.1:{port}/{notebooks}"
     finally:
         server.terminate()
         server.wait(30)
@@ -77,27 +78,13 @@ def wait_for(address, server, log):
 
 @pytest.fixture
 def page():
-    """A page of Chromium with what it complained of and what it asked of other machines."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(120_000)
-        page.errors, page.outside = [], []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("console", lambda said: page.errors.append(said.text) if said.type == "error" else None)
-        page.on("request", lambda asked: page.outside.append(asked.url) if leaves(asked.url) else None)
-        yield page
-        browser.close()
-
-
-def leaves(url):
-    return not url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:", "about:"))
+    with chromium() as opened:
+        yield opened
 
 
 def run_all(page, address, name):
     """Open a notebook and run its cells; none may fail."""
-    page.goto(f"{address}/lab/tree/{name}?token=t")
+    page.goto(f"{address}/{name}?token=t")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = "window.jupyterapp.shell.currentWidget.content.widgets.filter(one => one.model.type === 'code')"
@@ -112,6 +99,11 @@ def run_all(page, address, name):
     assert failed == []
 
 
+def complaints(page):
+    """What a page complained of, but for what Notebook 7.6 says of its own settings while it starts, whatever is in it."""
+    return [error for error in page.errors if not ("reading 'schema'" in error and "notebook_core" in error)]
+
+
 def told(page, run, answer=0):
     return page.locator(f".avx-bar[data-run='{run}'][data-answer='{answer}'] span").inner_text()
 
@@ -122,6 +114,7 @@ def click(page, layer, group, **how):
     cell.click(**how)
 
 
+@pytest.mark.parametrize("served", APPS, indirect=True)
 def test_the_quickstart_runs_and_its_explorer_answers_clicks(served, page):
     folder, address = served
     nbformat.write(jupytext.read(EXAMPLES / "quickstart.py"), folder / "quickstart.ipynb")
@@ -129,6 +122,9 @@ def test_the_quickstart_runs_and_its_explorer_answers_clicks(served, page):
     explorer = page.locator(".avx")
     explorer.scroll_into_view_if_needed()
     group = page.locator(".avx-column", has_text="a·").first.get_attribute("data-group")
+
+    still = page.locator("[data-avlens-still]")
+    assert still.count() == 1 and not still.is_visible()  # the picture for pages without a kernel
 
     before = told(page, "edited")
     click(page, 5, group)
@@ -141,15 +137,14 @@ def test_the_quickstart_runs_and_its_explorer_answers_clicks(served, page):
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function("document.querySelector('.avx-status').textContent.startsWith('patch L5')")
 
-    page.locator(f".avx-column[data-group='{int(group) - 1}'] text").click()
+    page.locator(f".avx-column[data-group='{int(group) - 1}'] text").click(modifiers=["Shift"])
     page.wait_for_function("/cells? run in/.test(document.querySelector('.avx-status').textContent)")
-    assert page.locator(f".avx-cell[data-group='{int(group) - 1}'] .avx-patched.avx-known").count() == 6
+    assert page.locator(f".avx-cell[data-group='{int(group) - 1}'] .avx-knocked.avx-known").count() == 6
 
     page.locator(".avlens-view canvas").first.wait_for()
-    assert page.locator(".avlens-view canvas").count() == 5  # four heads and the zoomed one
+    assert page.locator(".avlens-view canvas").count() == 4  # three heads and the zoomed one
     assert page.locator(".js-plotly-plot .main-svg").count() >= 3
-    assert page.outside == []
-    assert page.errors == []
+    assert page.outside == [] and complaints(page) == []
 
 
 def test_errors_are_seen_and_a_cell_that_runs_meanwhile_changes_nothing(served, page):
@@ -194,4 +189,4 @@ def test_errors_are_seen_and_a_cell_that_runs_meanwhile_changes_nothing(served, 
         check,
     )
     assert said == "ok" and len(shown) == 3 and all(shown)
-    assert page.outside == [] and page.errors == []
+    assert page.outside == [] and complaints(page) == []

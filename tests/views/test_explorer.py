@@ -118,6 +118,10 @@ def test_nothing_runs_twice(explorer, monkeypatch):
     assert len(runs) == 3 and int(grid.patched.isfinite().sum()) == 3
     assert explorer.patch(1, 2) and explorer.sweep(layer=1).patched[1].isfinite().all()
     assert len(runs) == 3 + len(grid.groups) - 1
+    column = explorer.sweep(2).patched[:, 2]
+    most = int(column.abs().argmax())
+    assert explorer.status.startswith(f"all of it is known; most: patch L{most} {list(grid.groups)[2]}, ")
+    assert explorer.status.endswith(f"{float(column[most]):+.3f}")
     explorer.choose(follow=1)
     explorer.undo()
     assert len(runs) == 3 + len(grid.groups) - 1
@@ -206,23 +210,34 @@ class Scripts(HTMLParser):
         self.count += tag in ("script", "img", "link", "iframe")
 
 
+def displayed(explorer):
+    """What a notebook is given to show."""
+    shown = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+        explorer._ipython_display_()
+    return shown
+
+
 def test_without_a_kernel_there_is_a_picture_and_text_is_escaped(world):
     model, clip, clean, corrupt = world
     hostile = "<script>x</script>'\""
     explorer = PatchExplorer(model, clean, corrupt, groups={hostile: clean.tokens.audio, "b": clean.tokens.video})
     explorer.sweep()
-    shown = explorer._repr_mimebundle_()
-    assert {"text/plain", "text/html", "application/vnd.jupyter.widget-view+json"} == set(shown)
+    still, widget = displayed(explorer)
+    assert set(still) == {"text/plain", "text/html"} and set(widget) == {"application/vnd.jupyter.widget-view+json"}
     scripts = Scripts()
-    scripts.feed(shown["text/html"])
-    assert scripts.count == 0 and shown["text/html"].count("<rect") == 6
+    scripts.feed(still["text/html"])
+    assert scripts.count == 0 and still["text/html"].count("<rect") == 6
+    assert explorer.widget.spec["still"] in still["text/html"]  # by which the widget finds it, and hides it
     assert "&lt;script&gt;" in plot(explorer.result).data[0].x[0]
 
 
 def test_without_anywidget_there_is_the_picture(explorer, monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
     monkeypatch.delitem(sys.modules, "avlens.views.widget", raising=False)
-    assert set(explorer._repr_mimebundle_()) == {"text/plain", "text/html"} and explorer.widget is None
+    (still,) = displayed(explorer)
+    assert set(still) == {"text/plain", "text/html"} and explorer.widget is None
 
 
 def test_a_saved_page_holds_what_was_run_and_asks_nothing_of_the_network(explorer, tmp_path):
