@@ -422,7 +422,7 @@ def run(
     from contextlib import redirect_stdout
     from dataclasses import replace
 
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from avlens.data import read_data
     from avlens.experiments import EXPERIMENTS, Estimate, InProcess, ModelSource, Processes, Ray, for_data

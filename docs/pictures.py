@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from avlens import HookedAVModel, views
+from avlens import HookedAVModel, ablate, reweight, views
 from avlens.analyses.attention_mass import attention_by_group
 from avlens.analyses.attribution import direct_logit_attribution
 from avlens.analyses.attribution_patching import attribution_patching, exact_patching
@@ -27,10 +27,10 @@ from avlens.analyses.shift import token_distribution_shift
 from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
 from avlens.analyses.transport import transport
+from avlens.analyses.tuned_lens import fit_tuned_lens
 from avlens.data import read_data
 from avlens.datasets.counterfactual import mismatched
 from avlens.datasets.synthetic import synthetic_clips
-from avlens.decoding import ASD
 from avlens.demo import run_demo
 from avlens.groups import token_groups
 from avlens.hub_table import hub_table
@@ -40,8 +40,9 @@ from avlens.metrics.aloha import VocabularyExtractor, aloha
 from avlens.metrics.chair import chair
 from avlens.metrics.fidelity import KeywordMatch, caption_fidelity
 from avlens.tables import trace_table
+from avlens.tokens import Modality
 from avlens.views.page import page
-from avlens.views.style import dark
+from avlens.views.style import COLOURS, dark, figure, joined, origin
 
 WIDTH = 1000  # pixels of a figure; pages of the site are narrower, a window of 1280 shows it whole
 SOUND, DESCRIBE = "which sound does it make ?", "describe the clip ."
@@ -109,6 +110,11 @@ class World:
         prompts = [self.model.prepare(one.clip, SOUND) for one in self.samples[:8]]
         edges = ["audio -> last", "video -> last", "question -> last", "audio -> question"]
         return information_flow(self.model, prompts, edges, window=2, controls=Controls(2, "same_queries"))
+
+    def p(self, hooks: Any) -> float:
+        """Probability of the clean run's answer under some hooks."""
+        logits = self.model.run_with_hooks(self.inputs, fwd_hooks=hooks, logits_at=self.inputs.tokens.last)
+        return float(logits[0, 0].softmax(-1)[list(self.trace.o_clean)].sum())
 
     @cached_property
     def groups(self) -> Any:
@@ -348,6 +354,46 @@ def swaps(w: World) -> go.Figure:
     return views.plot(mismatched([one.content.answer("describe") for one in w.samples]))
 
 
+def tuned_lens(w: World) -> go.Figure:
+    prompts = [w.model.prepare(one.clip, SOUND) for one in w.samples]
+    tuned = fit_tuned_lens(w.model, prompts, steps=200)
+    words = [w.trace.answers[0].strip(), w.trace.answers[1].strip()]
+    return views.plot(logit_lens(w.model, w.inputs, w.inputs.tokens.last, lens=tuned, words=words, divergence=True))
+
+
+def ablation(w: World) -> go.Figure:
+    other = w.model.prepare(w.samples[0].clip, SOUND)
+    _, cache = w.model.run_with_cache(other, names_filter=["resid_pre"])
+    fig = figure("What takes the sound out of the sound's tokens?", note=_probability(w))
+    for name in ("video", "audio"):
+        chosen, colour = getattr(w.inputs.tokens, name), COLOURS[Modality[name.upper()]]
+        ways = {by: ablate(chosen, by=by) for by in ("zero", "mean", "resample")}
+        ways |= {f"{by}, another clip": ablate(chosen, by=by, reference=cache) for by in ("mean", "resample")}
+        fig.add_bar(
+            x=list(ways), y=[w.p(hooks) for hooks in ways.values()], name=f"{name} ablated", marker_color=colour
+        )
+    return fig.update_layout(yaxis={"title": "P(answer)", "range": [0, 1.03]})
+
+
+def reweighting(w: World) -> go.Figure:
+    strengths = [x / 4 for x in range(-4, 13)]
+    fig = figure("The answer, when the last token reads a group more or less", note=_probability(w))
+    for name in ("video", "audio"):
+        chosen, colour = getattr(w.inputs.tokens, name), COLOURS[Modality[name.upper()]]
+        y = [w.p(reweight(w.inputs.tokens.last, chosen, strength)) for strength in strengths]
+        fig.add_scatter(x=strengths, y=y, name=name, mode="lines+markers", line={"color": colour})
+    return fig.update_layout(xaxis={"title": "strength"}, yaxis={"title": "P(answer)", "range": [0, 1.03]})
+
+
+def _probability(w: World) -> str:
+    return joined(
+        [
+            f"probability of {w.trace.answers[0]!r}, {float(w.trace.p_clean[0]):.3f} unedited",
+            origin(w.trace.made_by, w.inputs.tokens),
+        ]
+    )
+
+
 # Pages, as a browser draws them.
 
 
@@ -425,6 +471,7 @@ FIGURES: Sequence[Callable[[World], go.Figure]] = (
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
     prompt_hubs, selection, hub_table_, generation, chair_, aloha_, fidelity, swaps,
     attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
+    tuned_lens, ablation, reweighting,
 )  # fmt: skip
 PAGES: Sequence[Callable[[World], SimpleNamespace]] = (
     shown, coloured_tokens, attention, attention_modality, attention_sinks, attention_regions, explorer, explorer_dark,

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from avlens import display, names
 from avlens.cache import reduce
@@ -71,6 +72,7 @@ def probe_features(
     site: str = "resid_post",
     layers: names.Layers = "all",
     fwd_hooks: Sequence[FwdHook] = (),
+    progress: bool = False,
 ) -> Features:
     """Run each prompt once, and keep the mean activation of each set in each layer.
 
@@ -81,6 +83,7 @@ def probe_features(
         site: Short name of an activation with positions second.
         layers: Blocks to probe, 0-based.
         fwd_hooks: Edits to run with.
+        progress: Whether to show a bar.
 
     Raises:
         HookError: If `site` has no position axis.
@@ -91,7 +94,8 @@ def probe_features(
     if not prompts:
         raise MetricError("there are no prompts to probe. Pass one per clip.")
     chosen = list(range(model.cfg.n_layers)) if layers == "all" else names.checked_layers(layers)
-    rows = [_means(model, inputs, where, site, chosen, fwd_hooks) for inputs in prompts]
+    runs = tqdm(prompts, desc="features", unit="prompt", disable=not progress)
+    rows = [_means(model, inputs, where, site, chosen, fwd_hooks) for inputs in runs]
     sets = tuple(rows[0])
     x = torch.stack([torch.stack([row[name] for row in rows], dim=1) for name in sets])
     return Features(x, sets, tuple(chosen), site, model.made_by(AVInputs.batch(list(prompts)), site=site))
@@ -171,6 +175,7 @@ def linear_probes(
     strength: float = 1.0,
     max_iterations: int = 1000,
     seed: int = 0,
+    progress: bool = False,
 ) -> Probes:
     """Fit a logistic regression on each set and layer, by cross-validation.
 
@@ -183,6 +188,7 @@ def linear_probes(
         strength: Inverse of the ridge penalty, scikit-learn's C; features are scaled to variance 1 first.
         max_iterations: Of the optimiser.
         seed: Of folds and shuffles.
+        progress: Whether to show a bar.
 
     Raises:
         MetricError: If scikit-learn is not installed, or labels and clips do not fit each other.
@@ -193,14 +199,14 @@ def linear_probes(
     shuffles = [[told[i] for i in generator.permutation(len(told))] for _ in range(n_shuffles)]
     shape = features.x.shape[:3]
     right, control = torch.full(shape, torch.nan), torch.full(shape[:2], torch.nan)
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            x = features.x[i, j].double().numpy()
-            known = ~np.isnan(x).any(1)
-            judge = _Judge(x[known], _those(groups, known), folds, strength, max_iterations, seed)
-            right[i, j, torch.from_numpy(known)] = judge.right(_those(told, known)).float()
-            if shuffles:
-                control[i, j] = torch.stack([judge.right(_those(one, known)).float().mean() for one in shuffles]).mean()
+    each = [(i, j) for i in range(shape[0]) for j in range(shape[1])]
+    for i, j in tqdm(each, desc="probes", unit="probe", disable=not progress):
+        x = features.x[i, j].double().numpy()
+        known = ~np.isnan(x).any(1)
+        judge = _Judge(x[known], _those(groups, known), folds, strength, max_iterations, seed)
+        right[i, j, torch.from_numpy(known)] = judge.right(_those(told, known)).float()
+        if shuffles:
+            control[i, j] = torch.stack([judge.right(_those(one, known)).float().mean() for one in shuffles]).mean()
     return Probes(
         right=right, control=control, sets=features.sets, layers=features.layers, labels=tuple(told),
         majority=max(Counter(told).values()) / len(told), groups=None if groups is None else tuple(groups), folds=folds,

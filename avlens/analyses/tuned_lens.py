@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from avlens.cache import reduce
 from avlens.errors import CheckpointError, LayerError, PromptError
@@ -82,6 +83,7 @@ def fit_tuned_lens(
     rate: float = 1e-3,
     batch: int = 64,
     seed: int = 0,
+    progress: bool = False,
 ) -> TunedLens:
     """Fit a lens so that each layer foretells the model's own next token: the least KL(last layer || layer).
 
@@ -95,6 +97,7 @@ def fit_tuned_lens(
         rate: Step size.
         batch: Tokens per step.
         seed: Of their order.
+        progress: Whether to show bars.
 
     Raises:
         PromptError: If there is no prompt.
@@ -102,9 +105,11 @@ def fit_tuned_lens(
     if not prompts:
         raise PromptError("a lens cannot be fitted on no prompts. Pass some of the kind that will be read.")
     n_layers = model.cfg.n_layers
-    streams = [_streams(model, inputs, tokens(inputs.tokens)) for inputs in prompts]
+    runs = tqdm(prompts, desc="streams", unit="prompt", disable=not progress)
+    streams = [_streams(model, inputs, tokens(inputs.tokens)) for inputs in runs]
     resid = torch.cat(streams, dim=1)
-    fitted = [_fit_layer(model, resid[layer], resid[-1], steps, rate, batch, seed) for layer in range(n_layers - 1)]
+    layers = tqdm(range(n_layers - 1), desc="lens", unit="layer", disable=not progress)
+    fitted = [_fit_layer(model, resid[layer], resid[-1], steps, rate, batch, seed) for layer in layers]
     d_model = resid.shape[-1]
     fitted.append((torch.zeros(d_model, d_model), torch.zeros(d_model)))
     made_by = {

@@ -110,3 +110,11 @@ def test_refusals(monkeypatch):
     with pytest.raises(MetricError, match=r"avlens\[probes\]"):
         linear_probes(features, labels)
     assert not math.isnan(float(features.x.sum()))
+
+
+def test_a_bar_is_shown_when_it_is_asked_for(capsys):
+    features, labels = made(30)
+    linear_probes(features, labels, folds=2, n_shuffles=0)
+    assert capsys.readouterr().err == ""
+    linear_probes(features, labels, folds=2, n_shuffles=0, progress=True)
+    assert "probes: 100%" in capsys.readouterr().err
