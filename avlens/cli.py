@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from avlens.errors import AVLensError, LayerError, MediaError, PositionError, PromptError
+from avlens.errors import AVLensError, LayerError, MediaError, PositionError, PromptError, ViewError
 from avlens.version import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -282,7 +282,7 @@ def table(
         Direction, typer.Option(help="Clean into corrupted, or corrupted into clean.")
     ] = Direction.DENOISE,
     site: Annotated[str, typer.Option(help="Activations to patch.")] = "resid_pre",
-    seed: Annotated[int, typer.Option(help="Of synthetic clips, draws and intervals.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of synthetic clips, draws and intervals.", min=0, max=2**32 - 1)] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for csv, LaTeX, figures and resumable judgements.")] = None,
     model: ModelName = DEFAULT_MODEL,
     device: Device = None,
@@ -342,6 +342,7 @@ def flow(
     from avlens.edges import usual_edges
     from avlens.groups import token_groups
 
+    _check_page(out)
     loaded = _load(model, device, dtype)
     source = _clip(clip, loaded)
     inputs = loaded.prepare(
@@ -404,7 +405,9 @@ def run(
     clips: Annotated[Path, typer.Option(help="The folder with the clips.")] = Path(),
     limit: Annotated[int | None, typer.Option(help="Only so many samples.", min=1)] = None,
     condition: Annotated[list[str] | None, typer.Option(help="Only this condition; may be given again.")] = None,
-    seed: Annotated[int, typer.Option(help="Of synthetic clips, corruptions and random sets.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of synthetic clips, corruptions and random sets.", min=0, max=2**32 - 1)
+    ] = 0,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it will cost, and stop.")] = False,
     engine: Annotated[Engine, typer.Option(help="What runs it.")] = Engine.IN_PROCESS,
     workers: Annotated[int, typer.Option(help="How many, with processes or ray.", min=1)] = 2,
@@ -539,7 +542,7 @@ def _numbers(given: str) -> list[float]:
         numbers = [float(one) for one in given.split(",")]
     except ValueError:
         numbers = [0.0]
-    if min(numbers) < 1:
+    if not all(1 <= number < math.inf for number in numbers):
         raise PositionError(f"--n is {given!r}. Pass numbers of at least 1 with commas, such as 2,3,4.")
     return numbers
 
@@ -549,6 +552,18 @@ def _each_gpu(device: str | None) -> tuple[str, ...]:
     import torch
 
     return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count())) if device == "cuda" else ()
+
+
+def _check_page(out: Path | None) -> None:
+    """Refuse a page that could not be written, before hours are spent on it.
+
+    Raises:
+        ViewError: If it is a folder, or would lie in none.
+    """
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise ViewError(
+            f"--out is {str(out)!r}, which cannot be written. Pass a file in a folder that exists, such as flow.html."
+        )
 
 
 def _write_table(result: Any, out: Path) -> None:

@@ -98,6 +98,8 @@ def read_data(
         DatasetError: If there is no such file, or nothing knows its format.
     """
     name, _, count = str(source).partition(":")
+    if seed < 0:
+        raise DatasetError(f"seed is {seed}. Pass a number from 0 on.")
     if name == "synthetic":
         if count and not (count.isdecimal() and 0 < int(count) < 10**7):
             raise DatasetError(

@@ -196,6 +196,12 @@ def test_models_and_check(run):
         (["run", "fly", "--data", "synthetic:1", "--out", "x"], "fly"),
         (["run", "lens", "--data", "synthetic:1", "--out", __file__], "cannot be"),
         (["fly"], "fly"),
+        (["flow", "CLIP", "--out", "/"], "--out is '/', which cannot be written"),
+        (["flow", "CLIP", "--out", "/no/where.html"], "which cannot be written"),
+        (["table", "synthetic:2", "--n", "nan"], "--n is 'nan'"),
+        (["run", "lens", "--data", "synthetic:1", "--out", "x", "--seed", "-1"], "--seed"),
+        (["table", "synthetic:many"], "'many' is no such number"),
+        (["caption", "CLIP", "--dtype", "int8"], "is no dtype"),
     ],
 )
 def test_bad_input_is_said_and_ends_with_2(run, clip, halves, arguments, says):
