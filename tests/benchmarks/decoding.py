@@ -1,19 +1,16 @@
 """Seconds per token of Adaptive Sink-guided Decoding beside vanilla decoding and the three streams of a naive form.
 
-    python tests/benchmarks/decoding.py [--length 1024] [--tokens 48] [--rounds 5] [--width 512] [--dtype float32]
+    python -m tests.benchmarks.decoding WIDTH DTYPE [--length 1024] [--tokens 32] [--rounds 3]
 
 12 layers, one thread, CPU seconds of interleaved rounds. A token's time leaves out the first one, which pays for the prompt; the
-prompt's own time is given beside it, for ASD with all that it needs to find sinks.
+prompt's own time is given beside it, for ASD with all that it needs to find sinks. Prints one line of JSON.
 """
 
 import argparse
-import sys
+import json
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from statistics import median
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from typing import Any
 
 import torch
 
@@ -24,8 +21,7 @@ from avlens.decoding.last_row import LastRow
 from avlens.hooks import FwdHook, on_rows, stream_rows
 from avlens.hubs import find_hubs, hub_reductions, hubs_of
 from avlens.interventions import reweight
-from avlens.testing import tiny_model
-from tests.benchmarks import workload
+from tests.benchmarks.workload import DIMS, Shape, Workload, hooked_model
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,8 @@ class Known:
     """ASD with sinks that are given, since the random model has none: every tenth media token, in turn uni and cross."""
 
     def start(self, model, inputs):
-        original = [model.read(inputs, reductions=hub_reductions(inputs, workload.DIMS))]
-        hubs_of(original[0].cache, workload.DIMS)  # its cost belongs to the prompt's
+        original = [model.read(inputs, reductions=hub_reductions(inputs, DIMS))]
+        hubs_of(original[0].cache, DIMS)  # its cost belongs to the prompt's
         return ASD().start_from(model, inputs, original, [given(inputs)])
 
 
@@ -43,7 +39,7 @@ class Naive:
     """The same in three streams that all read the prompt, after a run that finds sinks."""
 
     def start(self, model, inputs):
-        find_hubs(model, inputs, workload.DIMS)
+        find_hubs(model, inputs, DIMS)
         run = ASDRun(ASD(), inputs, [given(inputs)], list(range(2, 12)), LastRow(range(7, 11)), [])
         return NaiveRun(run)
 
@@ -86,16 +82,10 @@ def given(inputs) -> Hubs:
     return Hubs(inputs.tokens.at(media[::2]), inputs.tokens.at(media[1::2]), inputs.tokens.at([]), "given")
 
 
-def model_of(width: int, dtype: str):
-    """Twelve layers, d_head 64, a quarter as many key-value heads as heads."""
-    heads = width // 64
-    sizes = {"d_model": width, "n_heads": heads, "n_key_value_heads": heads // 4, "d_mlp": width * 11 // 4}
-    return tiny_model(seed=0, **(workload.SIZES | sizes)).to(getattr(torch, dtype))
-
-
-def seconds_per_token(model, length: int, tokens: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each method and round: CPU seconds of the first token, and of each later one."""
-    inputs = workload.prompt(length, model)
+def measured(shape: Shape, dtype: torch.dtype, length: int, tokens: int, rounds: int) -> dict[str, Any]:
+    """Weights of the blocks in MiB, and of each method and round CPU seconds of the first token, and of each later one."""
+    model = hooked_model(shape).to(dtype)
+    inputs = Workload(shape, length).inputs(model)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
     for round_ in range(rounds + 1):  # the first warms up
         for name, method in METHODS.items():
@@ -103,7 +93,8 @@ def seconds_per_token(model, length: int, tokens: int, rounds: int) -> dict[str,
             later = (_timed(model, inputs, tokens, method) - first) / (tokens - 1)
             if round_:
                 found[name].append((first, later))
-    return found
+    weights = sum(p.numel() * p.element_size() for p in model.blocks.parameters()) / 2**20
+    return {"d_model": shape.d_model, "dtype": str(dtype).removeprefix("torch."), "weights": weights, "methods": found}
 
 
 def _timed(model, inputs, tokens: int, method) -> float:
@@ -112,28 +103,18 @@ def _timed(model, inputs, tokens: int, method) -> float:
     return time.process_time() - start
 
 
-def main(options: argparse.Namespace) -> None:
-    """Print one table row per method."""
-    model = model_of(options.width, options.dtype)
-    weights = sum(p.numel() * p.element_size() for p in model.blocks.parameters()) / 2**20
-    found = seconds_per_token(model, options.length, options.tokens, options.rounds)
-    print(
-        f"S = {options.length}, {options.tokens} tokens, 12 layers, d_model {options.width}, {options.dtype} "
-        f"({weights:.0f} MiB in blocks); median of {options.rounds} rounds, ratios to vanilla of the same round"
-    )
-    print("| method | prompt and first token, s | ratio | later token, ms | ratio (min to max) |")
-    print("|---|---|---|---|---|")
-    for name, seconds in found.items():
-        firsts, laters = ([a[i] / b[i] for a, b in zip(seconds, found["vanilla"], strict=True)] for i in (0, 1))
-        first, later = median(r[0] for r in seconds), 1000 * median(r[1] for r in seconds)
-        ratios = f"{median(laters):.2f} ({min(laters):.2f} to {max(laters):.2f})"
-        print(f"| {name} | {first:.2f} | {median(firsts):.2f} | {later:.1f} | {ratios} |")
+def shape_of(width: int) -> Shape:
+    """Twelve layers, d_head 64, a quarter as many key-value heads as heads."""
+    heads = width // 64
+    return Shape(d_model=width, n_heads=heads, n_key_value_heads=heads // 4, d_mlp=width * 11 // 4)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("length", 1024), ("tokens", 48), ("rounds", 5), ("width", 512)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--dtype", default="float32")
-    main(parser.parse_args())
+    asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    asked.add_argument("width", type=int)
+    asked.add_argument("dtype")
+    for name, default in (("length", 1024), ("tokens", 32), ("rounds", 3)):
+        asked.add_argument(f"--{name}", type=int, default=default)
+    told = asked.parse_args()
+    print(json.dumps(measured(shape_of(told.width), getattr(torch, told.dtype), told.length, told.tokens, told.rounds)))

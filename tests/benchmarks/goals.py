@@ -1,267 +1,165 @@
-"""Measure the goals of speed: what sweeps, caches and sums cost beside plain hooks, the stock model and TransformerLens's bridge.
+"""What should it cost, and what does it cost? One goal for each line of the table.
 
-    python tests/benchmarks/goals.py [S [rounds]]          prints the table and writes goals.json
-
-Each peer runs in a process of its own, one thread, CPU seconds, the peers in turn within a round; the ratio to the stock model's
-forward pass of the same process and round is what is compared, and its median over rounds is given. Of a peer's sweep, whose
-cost is that of its runs added up, one to `SAMPLE` runs are timed and scaled.
+A goal is a bound on a ratio of two times or two sizes. What is missed is explained by `missed`.
 """
 
-import json
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks.compare import LENGTHS
+from tests.benchmarks.found import Found, operations
+from tests.benchmarks.peers import PEERS
+from tests.benchmarks.tasks import TASKS
+from tests.benchmarks.workload import SHAPES, leaving_at
 
-import torch
-
-from avlens.engine import sweep
-from avlens.inputs import AVInputs
-from avlens.interventions import discard, knockout, patch
-from tests.benchmarks import workload
-
-SAMPLE = 3
-PEERS = ("avlens", "plain hooks", "TransformerLens")
+NAN = float("nan")
+SHAPES_PARTS = ("1024", "2048", "wide")
 
 
-class Work:
-    """One prompt, a corrupted one, and what is asked of them."""
+@dataclass(frozen=True)
+class Goal:
+    """A bound on what something costs.
 
-    def __init__(self, length: int) -> None:
-        self.model = workload.model()
-        self.inputs = workload.prompt(length, self.model)
-        self.tokens, self.length, self.n_layers = self.inputs.tokens, length, self.model.cfg.n_layers
-        generator = torch.Generator().manual_seed(1)
-        self.ids = self.inputs.ids.clone()
-        self.ids[0, 32 : length - 32] = torch.randint(0, 300, (length - 64,), generator=generator)
-        self.clean = AVInputs((replace(self.inputs.prompt, ids=self.ids[0]),), self.inputs.stock_kwargs)
-        groups = [self.tokens.audio, self.tokens.video, self.tokens.at(range(32, 64))]
-        self.sets = {
-            "16 sets of 20 %": self._sets(length // 5, generator),
-            "16 sets of 80 %": self._sets(length * 4 // 5, generator),
-            "all audio and video": [self.tokens.media.positions],
-        }
-        self.keys = [group.positions for group in groups]
-        self.grid = [(layer, (position * length) // 8) for layer in range(self.n_layers) for position in range(1, 8, 2)]
+    Attributes:
+        name: As others call it.
+        says: What is compared.
+        wanted: The bound.
+        ratio: From records, part and peer to what was measured.
+        parts: Where it is measured.
+        least: The lower bound, if there is one.
+        missed: Why, if it is missed.
+    """
 
-    def _sets(self, size: int, generator: torch.Generator) -> list[torch.Tensor]:
-        """Eight windows and eight scattered sets among what differs between the prompts."""
-        spread, sets = self.length - 64, []
-        for i in range(16):
-            start = 32 + int(torch.randint(0, spread - size, (1,), generator=generator))
-            scattered = (torch.randperm(spread, generator=generator)[:size] + 32).sort().values
-            sets.append(scattered if i % 2 else torch.arange(start, start + size))
-        return sets
+    name: str
+    says: str
+    wanted: float
+    ratio: Callable[[Found, str, str], float]
+    parts: tuple[str, ...] = SHAPES_PARTS
+    least: float = 0.0
+    missed: str = ""
+
+    def met(self, ratio: float) -> bool:
+        """Whether a ratio is within the bounds."""
+        return self.least <= ratio <= self.wanted
 
 
-def avlens_tasks(work: Work) -> dict[str, Callable[[], object]]:
-    """Each goal's work, as avlens does it."""
-    model, inputs, last = work.model, work.inputs, work.tokens.last
-
-    def trace(sets):
-        _, cache = model.run_with_cache(work.clean, names_filter=["resid_pre"], logits_at=last)
-        return sweep(
-            model,
-            inputs,
-            {str(i): patch(cache, work.tokens.at(s.tolist())) for i, s in enumerate(sets)},
-            logits_at=last,
-        )
-
-    def knock(keys):
-        edits = {f"{layer} {i}": knockout(last, work.tokens.at(k.tolist()), layers=range(layer, min(layer + 3, work.n_layers)))
-                 for layer in range(work.n_layers) for i, k in enumerate(keys)}  # fmt: skip
-        return sweep(model, inputs, edits, logits_at=last)
-
-    def grid():
-        _, cache = model.run_with_cache(work.clean, names_filter=["resid_pre"], logits_at=last)
-        edits = {f"{i} {at}": patch(cache, work.tokens.at([at]), layers=[i]) for i, at in work.grid}
-        return sweep(model, inputs, edits, logits_at=last)
-
-    def discards():
-        edits = {str(layer): discard(work.tokens.media, layer=layer) for layer in range(1, work.n_layers)}
-        return sweep(model, inputs, edits, logits_at=last)
-
-    tasks: dict[str, Callable[[], object]] = {
-        "idle forward": lambda: workload.idle(model, inputs),
-        "every resid_pre kept": lambda: workload.cached(model, inputs),
-        "sinks and dominance": lambda: workload.sinks_and_dominance(model, inputs),
-        "knockouts, 1 group": lambda: knock(work.keys[:1]),
-        "knockouts, 3 groups": lambda: knock(work.keys),
-        "patch grid": grid,
-        "sweep of discards": discards,
-    }
-    return tasks | {f"trace, {name}": lambda sets=sets: trace(sets) for name, sets in work.sets.items()}
+def to_stock(task: str) -> Callable[[Found, str, str], float]:
+    """Times of a stock forward pass."""
+    return lambda found, part, who: found.ratio(part, who, task)
 
 
-class PlainHooks:
-    """Forward hooks on the stock decoder, fused attention."""
-
-    def __init__(self, work: Work) -> None:
-        self.work, self.decoder = work, work.model.stock.whole.model.language_model
-
-    def run(self, ids, edits=()):
-        """One run with hooks (layer, edit of what enters it)."""
-        handles = [self.decoder.layers[i].register_forward_pre_hook(fn) for i, fn in edits]
-        with torch.no_grad():
-            self.work.model.unembed(self.decoder(input_ids=ids, use_cache=False).last_hidden_state[:, -1:])
-        for handle in handles:
-            handle.remove()
-
-    def cached(self, ids):
-        kept = {}
-        self.run(ids, [(i, lambda m, args, i=i: kept.__setitem__(i, args[0])) for i in range(self.work.n_layers)])
-        return kept
-
-    def patched(self, kept, at, layers):
-        def put(module, args, i):
-            x = args[0].clone()
-            x[:, at] = kept[i][:, at]
-            return (x, *args[1:])
-
-        self.run(self.work.inputs.ids, [(i, partial(put, i=i)) for i in layers])
-
-    def knocked_out(self, keys):
-        mask = torch.full((self.work.length, self.work.length), -torch.inf).triu(1)
-        mask[-1, keys] = -torch.inf
-        put = partial(_with_mask, mask=mask[None, None])
-        attention = [layer.self_attn for layer in self.decoder.layers[:3]]
-        handles = [one.register_forward_pre_hook(put, with_kwargs=True) for one in attention]
-        self.run(self.work.inputs.ids)
-        for handle in handles:
-            handle.remove()
+def to(other: str, task: str) -> Callable[[Found, str, str], float]:
+    """Times of another's time for the same."""
+    return lambda found, part, who: (
+        NAN if who == other else found.ratio(part, who, task) / found.ratio(part, other, task)
+    )
 
 
-def _with_mask(module, args, kwargs, mask):
-    return args, kwargs | {"attention_mask": mask}
+def to_best_peer(task: str) -> Callable[[Found, str, str], float]:
+    """Times of the time of the fastest of the others."""
+
+    def ratio(found: Found, part: str, who: str) -> float:
+        if who != "avlens":
+            return NAN
+        others = [found.ratio(part, peer, task) for peer in PEERS if peer != "avlens"]
+        return found.ratio(part, who, task) / min((one for one in others if one == one), default=NAN)
+
+    return ratio
 
 
-class Bridge:
-    """TransformerLens's bridge over a stock Qwen2 of the same size."""
-
-    def __init__(self, work: Work) -> None:
-        from transformer_lens.model_bridge import TransformerBridge
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-
-        cfg, self.work = work.model.cfg, work
-        config = Qwen2Config(
-            vocab_size=cfg.d_vocab, hidden_size=cfg.d_model, intermediate_size=cfg.d_mlp, num_hidden_layers=cfg.n_layers,
-            num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_key_value_heads, max_position_embeddings=16384,
-        )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
-            Qwen2ForCausalLM(config).save_pretrained(folder)
-            work.model.tokenizer.save_pretrained(folder)
-            self.bridge = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
-        self.resid = [f"blocks.{i}.hook_resid_pre" for i in range(work.n_layers)]
-
-    def run(self, ids, hooks=()):
-        with torch.no_grad():
-            self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), return_type="logits")
-
-    def cached(self, ids):
-        with torch.no_grad():
-            return self.bridge.run_with_cache(ids, names_filter=lambda name: name in self.resid, return_type="logits")[
-                1
-            ]
-
-    def patched(self, kept, at, layers):
-        def put(x, hook, name):
-            x = x.clone()
-            x[:, at] = kept[name][:, at]
-            return x
-
-        self.run(self.work.inputs.ids, [(self.resid[i], partial(put, name=self.resid[i])) for i in layers])
-
-    def knocked_out(self, keys):
-        def forbid(scores, hook):
-            scores = scores.clone()
-            scores[:, :, -1, keys] = -torch.inf
-            return scores
-
-        self.run(self.work.inputs.ids, [(f"blocks.{i}.attn.hook_attn_scores", forbid) for i in range(3)])
+def of_patterns(found: Found, part: str, who: str) -> float:
+    """Extra peak of sinks and dominance above that of a forward pass, as a share of one layer's pattern."""
+    length = int(part.split()[1])
+    extra = found.peak(part, who, "sinks and dominance") - found.peak(part, who, "forward")
+    return extra / (SHAPES["narrow"].n_heads * length**2 * 4 / 2**20)
 
 
-def peer_tasks(peer: PlainHooks | Bridge) -> dict[str, tuple[Callable[[], object], float]]:
-    """The same by a peer, one run after the other: what is timed, and by how much it is scaled."""
-    work, n = peer.work, peer.work.n_layers
+def of_operations(when: str) -> Callable[[Found, str, str], float]:
+    """The share of a prompt's time that is left when media leave, beside the share of its operations."""
 
-    def trace(sets):
-        kept = peer.cached(work.ids)
-        for at in sets[:SAMPLE]:
-            peer.patched(kept, at, range(n))
+    def ratio(found: Found, part: str, who: str) -> float:
+        shape, length = (SHAPES["wide"], 1024) if part == "wide" else (SHAPES["narrow"], int(part))
+        share = operations(shape, length, leaving_at(shape)[when]) / operations(shape, length)
+        return found.ratio(part, who, f"prompt, media leave at {when}") / found.ratio(part, who, "prompt") / share
 
-    def grid():
-        kept = peer.cached(work.ids)
-        for layer, position in work.grid[:SAMPLE]:
-            peer.patched(kept, torch.tensor([position]), [layer])
-
-    tasks: dict[str, tuple[Callable[[], object], float]] = {
-        "idle forward": (lambda: peer.run(work.inputs.ids), 1.0),
-        "every resid_pre kept": (lambda: peer.cached(work.inputs.ids), 1.0),
-        "knockouts, 1 group": (lambda: peer.knocked_out(work.keys[0]), n),
-        "knockouts, 3 groups": (lambda: peer.knocked_out(work.keys[0]), 3 * n),
-        "patch grid": (grid, (len(work.grid) + 1) / (SAMPLE + 1)),
-    }
-    for name, sets in work.sets.items():
-        tasks[f"trace, {name}"] = (partial(trace, sets), (len(sets) + 1) / (min(SAMPLE, len(sets)) + 1))
-    return tasks
+    return ratio
 
 
-def measured(peer: str, length: int, rounds: int) -> dict[str, list[float]]:
-    """Ratios of each task of a peer to the stock forward pass of the same round, in this process."""
-    work = Work(length)
-    if peer == "avlens":
-        tasks = {name: (task, 1.0) for name, task in avlens_tasks(work).items()}
-    else:
-        tasks = peer_tasks({"plain hooks": PlainHooks, "TransformerLens": Bridge}[peer](work))
-    workload.stock(work.model, work.inputs)
-    found: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds):
-        for name, (task, scale) in tasks.items():
-            stock = _seconds(lambda: workload.stock(work.model, work.inputs))
-            found[name].append(_seconds(task) * scale / stock)
-    return found
+def of_vanilla(found: Found, part: str, who: str) -> float:
+    """Time of a later token of Adaptive Sink-guided Decoding beside a vanilla one; `part` is the kind of number."""
+    if who != "avlens" or not found.of("decoding", part):
+        return NAN
+    methods = found.of("decoding", part)[0]["methods"]
+    return median(ours[1] / theirs[1] for ours, theirs in zip(methods["ASD"], methods["vanilla"], strict=True))
 
 
-def _seconds(task: Callable[[], object]) -> float:
-    start = time.process_time()
-    task()
-    return time.process_time() - start
+def of_weights(found: Found, part: str, who: str) -> float:
+    """The most that loading a family holds, beside its weights: the largest of all ways to load."""
+    ways = [way for one in found.of("loading", part) for way in one.values()] if who == "avlens" else []
+    return max((peak / weights for weights, peak in ways), default=NAN)
 
 
-def main(length: int = 1024, rounds: int = 3) -> None:
-    """Measure every peer in turn, round by round, and print a table."""
-    found: dict[str, dict[str, list[float]]] = {peer: {} for peer in PEERS}
-    for _ in range(rounds):
-        for peer in PEERS:
-            command = [sys.executable, __file__, "--peer", peer, str(length)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            for name, ratios in json.loads(done.stdout.splitlines()[-1]).items():
-                found[peer].setdefault(name, []).extend(ratios)
-    print(f"S = {length}; times of a stock forward pass, median of {rounds} rounds (least to most)")
-    print("| work | " + " | ".join(PEERS) + " | avlens / plain hooks | avlens / TransformerLens |")
-    print("|---|---|---|---|---|---|")
-    for name in found["avlens"]:
-        ours = median(found["avlens"][name])
-        cells = [_cell(found[peer].get(name)) for peer in PEERS]
-        cells += [f"{ours / median(found[peer][name]):.3f}" if name in found[peer] else "" for peer in PEERS[1:]]
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    Path(f"goals_{length}.json").write_text(json.dumps(found, indent=1))
+def growth(found: Found, task: str) -> float:
+    """The ratio to the stock forward pass at the longest length, beside that at the shortest."""
+    first, last = (found.ratio(f"length {n}", "avlens", task) for n in (LENGTHS[0], LENGTHS[-1]))
+    return last / first
 
 
-def _cell(ratios: list[float] | None) -> str:
-    return "" if not ratios else f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+def of_growth(found: Found, part: str, who: str) -> float:
+    """The largest growth of any task."""
+    grown = [growth(found, task) for task in TASKS] if who == "avlens" else []
+    return max((one for one in grown if one == one), default=NAN)
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    if sys.argv[1:2] == ["--peer"]:
-        print(json.dumps(measured(sys.argv[2], int(sys.argv[3]), rounds=1)))
-    else:
-        main(*map(int, sys.argv[1:]))
+SCATTERED = "half of the sets are scattered, and every row after a set's first position and outside it must be computed"
+FEW = "the clean run comes first, and of each set the rows outside it, after its first position, are computed anew"
+TWICE = (
+    "every row's attention is needed a second time, as probabilities, which is work that grows with the square of the length, "
+    "while much of a forward pass grows with the length"
+)
+ROWS = "in fp32 two rows through this processor's matrix product cost more than one, whatever a method does with them"
+KERNELS = "operations do not all cost the same time: a product of few rows costs more of it for each operation than one of many"
+
+
+def _traces(kind: str, says: str, hooks: float, published: float, missed: str) -> list[Goal]:
+    """The same trace beside plain hooks and beside the published procedure."""
+    bounds = {"plain hooks": hooks, "published procedure": published}
+    return [
+        Goal("G4", f"trace of 16 {says} / {who}", bound, to(who, f"trace, {kind}"), missed=missed)
+        for who, bound in bounds.items()
+    ]
+
+
+def _discards(when: str) -> Goal:
+    says = f"media leave at {when}: share of time / share of operations"
+    return Goal("G8", says, 1.1, of_operations(when), least=0.9, missed=KERNELS)
+
+
+GOALS = (
+    Goal("G1", "idle forward / stock forward", 1.02, to_stock("forward")),
+    Goal("G2", "every `resid_pre` kept / stock forward", 1.05, to_stock("every `resid_pre`")),
+    Goal("G2", "every `resid_pre` kept / the fastest peer's", 1.0, to_best_peer("every `resid_pre`")),
+    Goal("G3", "sinks and dominance / stock forward", 1.2, to_stock("sinks and dominance"), missed=TWICE),
+    Goal("G3", "their extra memory at S = 8192 / one layer's pattern", 0.1, of_patterns, ("memory 8192",)),
+    *_traces("20 %", "sets of 20 %", 0.6, 0.35, SCATTERED),
+    *_traces("80 %", "sets of 80 %", 0.25, 0.15, FEW),
+    *_traces("modalities", "whole modalities", 0.2, 0.12, FEW),
+    Goal("G5", "knockouts of the last position, 1 group / plain hooks", 0.1, to("plain hooks", "knockouts, 1 group")),
+    Goal(
+        "G5", "knockouts of the last position, 3 groups / plain hooks", 0.035, to("plain hooks", "knockouts, 3 groups")
+    ),
+    Goal("G6", "patch grid / plain hooks", 0.4, to("plain hooks", "patch grid")),
+    Goal("G7", "a token of ASD / vanilla, fp32, d_model 512", 1.3, of_vanilla, ("float32",), missed=ROWS),
+    Goal("G7", "a token of ASD / vanilla, bf16, d_model 1024, bound by memory", 1.15, of_vanilla, ("bfloat16",)),
+    *map(_discards, ("a quarter", "half", "three quarters")),
+    Goal("G9", "peak of loading / the weights, every way to load", 1.1, of_weights, ("qwen2_5_omni", "qwen3_omni")),
+    Goal(
+        "G10",
+        "growth from S = 512 to 8192 / the stock forward's, of any work",
+        1.0,
+        of_growth,
+        ("length",),
+        missed=TWICE,
+    ),
+)

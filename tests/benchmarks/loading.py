@@ -1,26 +1,24 @@
-"""Measure what loading costs beside the weights themselves, and print the table of docs/benchmarks.md.
+"""Measure what loading costs beside the weights themselves.
 
-    python tests/benchmarks/loading.py [FAMILY ...]
+    python -m tests.benchmarks.loading FAMILY
 
-Each row is a process of its own that loads a checkpoint and runs one prompt. The peak is that of the memory which the process
+Prints one line of JSON: for each way of loading, the weights and the peak in MiB. Each is a process of its own that loads a
+checkpoint and runs one prompt. The peak is that of the memory which the process
 holds for itself. Pages of the checkpoint's file are not counted: they are read when they are needed and can be given back at
 any time, so weights that stay as they were saved cost next to nothing.
 """
 
 import gc
-import os
+import json
 import subprocess
 import sys
 import tempfile
 import threading
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import torch
 
 from avlens import HookedAVModel
-from avlens.families import FAMILIES
 from avlens.testing import tiny_clip, tiny_model
 
 WAYS = {"as saved": {}, "cast to fp32": {"dtype": "float32"}, 'device_map="auto"': {"device_map": "auto"}}
@@ -29,9 +27,8 @@ SIZES = {"d_model": 1024, "d_vocab": 100_000, "n_layers": 4}
 
 def peak(folder: Path, way: str) -> tuple[float, float]:
     """The weights and the peak above the level before, in MiB, in a process of its own."""
-    command = [sys.executable, __file__, "--peak", str(folder), way]
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    held, most = subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout.split()[-2:]
+    command = [sys.executable, "-m", "tests.benchmarks.loading", "--peak", str(folder), way]
+    held, most = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:]
     return float(held), float(most)
 
 
@@ -67,20 +64,16 @@ def _own() -> int:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 
 
-def table(families: list[str]) -> None:
-    """Print a row for each family and way of loading."""
-    print("| family | loaded | weights MiB | peak MiB | ratio |\n|---|---|---|---|---|")
-    for family in families:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder) / family
-            tiny_model(family, **SIZES).to(torch.bfloat16).save_pretrained(place)
-            for way in WAYS:
-                held, most = peak(place, way)
-                print(f"| `{family}` | {way} | {held:.0f} | {most:.0f} | {most / held:.2f} |", flush=True)
+def measured(family: str) -> dict[str, tuple[float, float]]:
+    """The weights and the peak of each way of loading."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / family
+        tiny_model(family, **SIZES).to(torch.bfloat16).save_pretrained(place)
+        return {way: peak(place, way) for way in WAYS}
 
 
 if __name__ == "__main__":
-    if "--peak" in sys.argv:
+    if sys.argv[1] == "--peak":
         _peak_here(*sys.argv[2:])
     else:
-        table(sys.argv[1:] or [family.name for family in FAMILIES])
+        print(json.dumps(measured(sys.argv[1])))

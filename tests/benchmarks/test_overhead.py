@@ -1,13 +1,14 @@
-"""Seconds of each piece of work, for `pytest tests/benchmarks --benchmark-only`; ratios are in docs/benchmarks.md."""
+"""Seconds of each piece of avlens's work, for `pytest tests/benchmarks --benchmark-only`; ratios are in docs/benchmarks.md."""
 
 import pytest
 
-from tests.benchmarks import workload
+from tests.benchmarks.compare import SINGLE
+from tests.benchmarks.peers.ours import Ours
+from tests.benchmarks.workload import SHAPES, Weights, Workload
 
 
 @pytest.mark.benchmark(group="S=1024, 12 layers, d_model 512")
-@pytest.mark.parametrize("name", workload.WORK)
-def test_forward(benchmark, name):
-    model = workload.model()
-    inputs = workload.prompt(1024, model)
-    benchmark.pedantic(workload.WORK[name], (model, inputs), rounds=5, warmup_rounds=1)
+@pytest.mark.parametrize("name", SINGLE)
+def test_single_runs(benchmark, name, tmp_path):
+    ours = Ours(Weights(SHAPES["narrow"], tmp_path))
+    benchmark.pedantic(ours.tasks(Workload(SHAPES["narrow"], 1024))[name].run, rounds=5, warmup_rounds=1)
