@@ -124,7 +124,7 @@ class _Tick:
 def bar_of(cfg: DecoderConfig, total: float, says: str | None, estimate: Estimate | None = None) -> Iterator[Bar]:
     """A bar that says what is done, and what it is going to take; none if it says nothing."""
     told = says if estimate is None else f"{says} ({estimate})"
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {postfix}[{elapsed}<{remaining}]"
+    shape = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=total, desc=told, disable=says is None, bar_format=shape) as bar:
         yield Bar(bar, cfg.n_layers)
         bar.update(total - bar.n)

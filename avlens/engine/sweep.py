@@ -66,7 +66,7 @@ def sweep(
         with bar_of(model.cfg, sum(plan.needs.shares), progress, estimate) as bar:
             for edit, logits in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
                 found[edit] = logits if measure is None else measure(logits)
-                bar.say(f"{len(found)} of {len(edits)} edits ")
+                bar.say(f"{len(found)} of {len(edits)} edits")
         if not found:
             return torch.empty(0, len(plan.asked), model.cfg.d_vocab)
         return torch.stack([found[edit] for edit in range(len(found))])
