@@ -160,6 +160,6 @@ GOALS = (
         1.0,
         of_growth,
         ("length",),
-        missed=TWICE,
+        missed=f"sinks and dominance grow most, where {TWICE}",
     ),
 )

@@ -70,27 +70,24 @@ def missed(found: Found) -> str:
     for goal in GOALS:
         ratios = [goal.ratio(found, part, "avlens") for part in goal.parts]
         if any(ratio == ratio and not goal.met(ratio) for ratio in ratios):
-            lines.append(
-                f"- **{goal.name}**, {goal.says}: {goal.missed or 'by little, within what the machine varies'}."
-            )
+            lines.append(f"- **{goal.name}**, {goal.says}: {goal.missed or 'the cause is not known'}.")
     return "\n".join(lines) or "None."
 
 
 def works(found: Found, part: str) -> str:
     """What each work costs by each peer, in stock forward passes."""
-    rows = []
-    for task in TASKS:
-        cells = [found.ratios(part, who, task) for who in PEERS]
-        rows.append([task, *map(_spread, cells)])
+    there = [who for who in PEERS if found.of(part, who)]
+    rows = [[task, *(_spread(found.ratios(part, who, task)) for who in there)] for task in TASKS]
     seconds = found.seconds(part)
     title = f"times of a stock forward, {seconds:.2f} s"
-    return _table([title, *PEERS], [row for row in rows if any(row[1:])]) if seconds == seconds else ""
+    return _table([title, *there], [row for row in rows if any(row[1:])]) if seconds == seconds else ""
 
 
 def memory(found: Found, part: str) -> str:
     """What each work holds at most, in MiB."""
-    rows = [[task, *(_whole(found.peak(part, who, task)) for who in PEERS)] for task in TASKS]
-    return _table(["extra peak, MiB", *PEERS], rows) if _any(rows) else ""
+    there = [who for who in PEERS if found.of(part, who)]
+    rows = [[task, *(_whole(found.peak(part, who, task)) for who in there)] for task in TASKS]
+    return _table(["extra peak, MiB", *there], [row for row in rows if any(row[1:])]) if _any(rows) else ""
 
 
 def memory_by_length(found: Found) -> str:
