@@ -87,6 +87,9 @@ FORBIDDEN_MODULES = {
     "pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib", "marshal", "urllib", "requests", "httpx", "subprocess",
 }  # fmt: skip
 
+ALLOWED = {"avlens/experiments/cluster.py": ["subprocess"]}
+"""A Ray of one's own is started below a process of avlens's: this interpreter, with a list of arguments."""
+
 
 def sources():
     return sorted((ROOT / "avlens").rglob("*.py"))
@@ -129,8 +132,11 @@ def test_no_source_unpickles_runs_code_or_reaches_out():
         "eval(x)",
     ):
         assert list(faults(ast.parse(text)))
-    found = {str(path): list(faults(ast.parse(path.read_text(encoding="utf-8")))) for path in sources()}
-    assert len(found) > 100 and {path: what for path, what in found.items() if what} == {}
+    found = {
+        path.relative_to(ROOT).as_posix(): list(faults(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in sources()
+    }
+    assert len(found) > 100 and {path: what for path, what in found.items() if what} == ALLOWED
 
 
 @pytest.mark.parametrize("option", ["trust_remote_code", "use_safetensors", "weights_only", "use_kernels"])
