@@ -16,6 +16,11 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pr
 ENGINES = {"in-process": [], "processes": ["--engine", "processes", "--workers", "2"]}
 
 
+def heeds_ctrl_c():
+    """What a shell starts in the background is started to ignore it, and so is all below that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
     command = [
@@ -30,7 +35,12 @@ def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
         str(tmp_path / "out"),
     ]
     with subprocess.Popen(
-        [*command, *ENGINES[engine]], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *ENGINES[engine]],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heeds_ctrl_c,
     ) as process:
         assert process.stderr is not None and process.stdout is not None
         said = next((line for line in process.stderr if "estimate" in line), "")
