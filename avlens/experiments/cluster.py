@@ -169,8 +169,8 @@ def started(**resources: float) -> Iterator[str]:
             finally:
                 host.stdin.close()
     raise ExperimentError(
-        f"Ray did not start, {STARTS} times: {' | '.join(said[-3:])} Its logs in "
-        "/tmp/ray may say why; Processes need no Ray."
+        f"Ray did not start, {STARTS} times: {' | '.join(said[-3:])} Its logs, in Ray's temporary "
+        "folder, may say why; Processes need no Ray."
     )
 
 
