@@ -25,6 +25,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
@@ -460,11 +461,8 @@ def fuzz_media(n, seed, folder, workers=1):
     """Damaged media files."""
     (folder / "seeds").mkdir()
     model = HookedAVModel.from_pretrained("avlens-tiny")
-    cli._load, loads = lambda *_: model, cli._load  # Checkpoints are read below.
-    try:
+    with mock.patch.object(cli.tokens, "load", lambda *_: model):  # Checkpoints are read below.
         return fuzz(read_media, n, seed, media_seeds(folder / "seeds"), folder, workers)
-    finally:
-        cli._load = loads
 
 
 def fuzz_checkpoints(n, seed, folder, workers=1):

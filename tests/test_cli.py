@@ -219,7 +219,7 @@ def test_cuda_is_refused_where_there_is_none(run, clip):
 def test_an_experiment_is_run_and_goes_on(run, tmp_path):
     from avlens.experiments import EXPERIMENTS
 
-    assert [choice.value for choice in cli.Choice] == list(EXPERIMENTS)
+    assert [choice.value for choice in cli.run.Choice] == list(EXPERIMENTS)
     out = tmp_path / "out"
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate", "--json")
     assert code == 0 and json.loads(said)["records"] == 2 and "estimate: 3 to go" in err

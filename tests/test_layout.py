@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("transformers", "plotly", "transformer_lens", "circuitsvis", "av", "torch")
+HEAVY = ("transformers", "plotly", "transformer_lens", "circuitsvis", "av", "torch", "pandas")
 
 
 def loaded_after(statement):
@@ -22,10 +22,14 @@ def test_importing_avlens_loads_nothing_heavy():
     assert loaded_after("import avlens; dir(avlens); avlens.__version__") == set()
 
 
+def test_the_help_of_commands_loads_nothing_heavy():
+    assert loaded_after("import avlens.cli") == set()
+
+
 def test_errors_names_and_tokens_load_neither_transformers_nor_plotting():
     assert loaded_after("import avlens.errors, avlens.names") == set()
-    assert loaded_after("import avlens.tokens") <= {"torch"}
-    assert loaded_after("import avlens; avlens.Clip") <= {"torch", "av"}
+    assert loaded_after("import avlens.tokens") <= {"torch", "pandas"}
+    assert loaded_after("import avlens; avlens.Clip") <= {"torch", "av", "pandas"}
 
 
 def test_the_model_loads_no_plotting():
