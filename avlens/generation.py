@@ -22,7 +22,7 @@ from avlens import display
 from avlens.cache import AVCache
 from avlens.decoder import KeyValues
 from avlens.errors import BatchError, DecodingError
-from avlens.hooks import DecodingRun, FwdHook, on_rows, stream_rows
+from avlens.hooks import DecodingMethod, DecodingRun, FwdHook, on_rows, stream_rows
 from avlens.inputs import AVInputs
 
 
@@ -226,6 +226,16 @@ def generation_config(stock: GenerationConfig, options: Mapping[str, Any]) -> Ge
         )
     config.update(**options)
     return config
+
+
+def refuse_no_method(decoding: object) -> None:
+    """What decodes is a method, not its class.
+
+    Raises:
+        DecodingError: If it is anything else.
+    """
+    if isinstance(decoding, type) or not isinstance(decoding, DecodingMethod):
+        raise DecodingError(f"decoding is {decoding!r}. Pass a method such as avlens.decoding.ASD().")
 
 
 def refuse_recording_beams(config: GenerationConfig, recorded: Sequence[Any]) -> None:

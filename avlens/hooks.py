@@ -111,7 +111,7 @@ class DecodingRun(Protocol):
         ...
 
     def records(self) -> dict[str, Any]:
-        """What the method decided at each step."""
+        """What the method decided at each step; `streams`, if it is there, names them."""
         ...
 
 

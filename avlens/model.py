@@ -48,6 +48,7 @@ from avlens.generation import (
     Reading,
     all_hooks,
     generation_config,
+    refuse_no_method,
     refuse_recording_beams,
 )
 from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, on_rows, running, through, watched
@@ -737,8 +738,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     def _start(self, decoding: DecodingMethod | None, inputs: AVInputs, config: Any) -> Any:
         if decoding is None:
             return None
-        if isinstance(decoding, type) or not isinstance(decoding, DecodingMethod):
-            raise DecodingError(f"decoding is {decoding!r}. Pass a method such as avlens.decoding.ASD().")
+        refuse_no_method(decoding)
         if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
             raise DecodingError(
                 f"{type(decoding).__name__} decodes one continuation per prompt, but num_beams={config.num_beams} and "

@@ -28,9 +28,11 @@ from avlens.analyses.sinks import find_sink_dims, find_sinks
 from avlens.analyses.tracing import causal_trace, trace_layers
 from avlens.analyses.transport import transport
 from avlens.analyses.tuned_lens import fit_tuned_lens
+from avlens.choices import decoding_choices
 from avlens.data import read_data
 from avlens.datasets.counterfactual import mismatched
 from avlens.datasets.synthetic import synthetic_clips
+from avlens.decoding import ASD, VCD
 from avlens.demo import run_demo
 from avlens.groups import token_groups
 from avlens.hub_table import hub_table
@@ -337,6 +339,11 @@ def generation(w: World) -> go.Figure:
     return views.plot(w.model.generate(w.model.prepare(w.clip, DESCRIBE), 16, decoding=ASD()))
 
 
+def choices(w: World) -> go.Figure:
+    noisy = w.model.prepare(w.clip.noised(850), DESCRIBE)
+    return views.plot(decoding_choices(w.model, noisy, VCD(alpha=2.0, step=700), 16))
+
+
 def chair_(w: World) -> go.Figure:
     return views.plot(chair(w.captions, w.truths, vocabulary=w.data.vocabulary))
 
@@ -469,7 +476,7 @@ FIGURES: Sequence[Callable[[World], go.Figure]] = (
     timeline, timeline_dark, timeline_part, timeline_clips, frame_grid,
     attention_full, sinks, sink_dims, massive_activations_, dominance, hubs, head_dominance_, trace, trace_dark,
     layer_trace, trace_table_, patch_grid, dynamics, lens, latent, shift, flow, attention_mass, discarding,
-    prompt_hubs, selection, hub_table_, generation, chair_, aloha_, fidelity, swaps,
+    prompt_hubs, selection, hub_table_, generation, choices, chair_, aloha_, fidelity, swaps,
     attribution, patching, patching_heads, compare, paths, paths_layers, transport_, probes, controls, flow_graph, head_flow,
     tuned_lens, ablation, reweighting,
 )  # fmt: skip

@@ -124,15 +124,37 @@ def token_distribution_shift(
     ids = _answer(model, inputs, answer, max_new_tokens)
     reads = _reader(model if base is None else base, model, base_inputs)
     own, other = _shared(_read(model, inputs, ids), reads(ids).detach().float().cpu(), ids)
+    made_by = model.made_by(inputs, base=_named(base, model), base_prompt=_asked(base_inputs))
+    return shift_of(ids, own, other, model.tokenizer.decode, words=words, made_by=made_by)
+
+
+def shift_of(
+    ids: Int[Tensor, " step"],
+    own: Float[Tensor, "step d_vocab"],
+    other: Float[Tensor, "step d_vocab"],
+    decode: Callable[[list[int]], str],
+    *,
+    words: Sequence[str] = (),
+    made_by: Mapping[str, Any] | None = None,
+) -> TokenShift:
+    """The shift of an answer that was read twice.
+
+    Args:
+        ids: The answer's token ids.
+        own: The model's logits that predict each of them; -inf for what it can not write.
+        other: The base's.
+        decode: From token ids to text.
+        words: Words to look for.
+        made_by: What made it.
+    """
     log_p, log_base = own.log_softmax(-1), other.log_softmax(-1)
     written = log_base.gather(-1, ids[:, None])
-    strings = tuple(model.tokenizer.decode([token]) for token in ids.tolist())
+    strings = tuple(decode([token]) for token in ids.tolist())
     return TokenShift(
         tokens=ids, strings=strings, rank=1 + (log_base > written).sum(-1), kl=_kl(log_p, log_base),
         kl_reverse=_kl(log_base, log_p), p=log_p.gather(-1, ids[:, None])[:, 0].exp(), p_base=written[:, 0].exp(),
-        base_strings=tuple(model.tokenizer.decode([token]) for token in log_base.argmax(-1).tolist()),
-        words={word: word_spans(word, strings) for word in words},
-        made_by=model.made_by(inputs, base=_named(base, model), base_prompt=_asked(base_inputs)),
+        base_strings=tuple(decode([token]) for token in log_base.argmax(-1).tolist()),
+        words={word: word_spans(word, strings) for word in words}, made_by=made_by or {},
     )  # fmt: skip
 
 
@@ -278,7 +300,8 @@ def _shared(
 
 
 def _kl(log_p: Float[Tensor, "step d"], log_q: Float[Tensor, "step d"]) -> Float[Tensor, " step"]:
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+    # What P cannot write counts nothing, even where Q cannot write it either; what only Q cannot makes it infinite.
+    return torch.where(log_p.isneginf(), 0, log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
 
 
 def _extended(name: str, value: Any, prompt: Int[Tensor, "1 pos"], ids: Int[Tensor, " step"]) -> Any:

@@ -206,6 +206,7 @@ class ASDRun:
             "hubs": tuple(self.hubs),
             "edit_layers": self.edit_layers,
             "target_layers": list(self.last_row.layers),
+            "streams": ("original", "calibrated"),
         }
 
     def _calibrate(self, inputs: AVInputs, hubs: Sequence[Hubs]) -> "Calibrate":

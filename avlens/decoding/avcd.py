@@ -132,6 +132,7 @@ class AVCDRun:
             "entropy": torch.stack(self.entropies, 1) if self.entropies else torch.empty(len(self.inputs), 0),
             "dominant": torch.stack(self.dominant, 1) if self.dominant else torch.empty(len(self.inputs), 0),
             "modalities": MODALITIES,
+            "streams": ("original",),
         }
 
     @property

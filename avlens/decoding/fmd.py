@@ -100,7 +100,8 @@ class FMDRun:
     def records(self) -> dict[str, Any]:
         """The branch without video's share at each step, and the fork."""
         weights = torch.stack(self.weights, 1) if self.weights else torch.empty(len(self.inputs), 0)
-        return {"weight": weights, "fork": self.fork}
+        names = ("without video", "without audio") if self.fork else ("original",)
+        return {"weight": weights, "fork": self.fork, "streams": names}
 
     def _merge(
         self, x: Float[Tensor, "row pos d_model"], hook: HookPoint

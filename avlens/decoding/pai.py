@@ -99,7 +99,7 @@ class PAIRun:
 
     def records(self) -> dict[str, Any]:
         """The prompts without media, and where scores are edited."""
-        return {"without": self.without, "layers": self.layers}
+        return {"without": self.without, "layers": self.layers, "streams": ("media read more", "without media")}
 
 
 def guide(

@@ -101,7 +101,7 @@ class VCDRun:
 
     def records(self) -> dict[str, Any]:
         """The distorted prompts."""
-        return {"distorted": self.distorted}
+        return {"distorted": self.distorted, "streams": ("original", "with noise")}
 
 
 def contrast(

@@ -29,6 +29,7 @@ from avlens.analyses.shift import ShiftTable, TokenShift
 from avlens.analyses.sinks import SinkDims, Sinks
 from avlens.analyses.tracing import CausalTrace, LayerTrace
 from avlens.analyses.transport import Transport
+from avlens.choices import DecodingChoices
 from avlens.datasets.counterfactual import Counterfactuals, Swaps
 from avlens.errors import ViewError
 from avlens.generation import Generation
@@ -44,6 +45,7 @@ from avlens.views.attention import attention, attention_full
 from avlens.views.attention_mass import plot_attention_mass
 from avlens.views.attribution import plot_attribution
 from avlens.views.chair import plot_chair
+from avlens.views.choices import plot_choices
 from avlens.views.coloured_tokens import ColouredTokens, coloured_tokens
 from avlens.views.compare import compare
 from avlens.views.counterfactuals import plot_counterfactuals, plot_swaps
@@ -124,6 +126,7 @@ plot.register(CausalTrace)(plot_trace)
 plot.register(Chair)(plot_chair)
 plot.register(Comparison)(plot_comparison)
 plot.register(Counterfactuals)(plot_counterfactuals)
+plot.register(DecodingChoices)(plot_choices)
 plot.register(Discarding)(plot_discarding)
 plot.register(Fidelity)(plot_fidelity)
 plot.register(Generation)(plot_generation)

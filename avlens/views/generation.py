@@ -27,7 +27,7 @@ def plot_generation(written: Generation) -> go.Figure:
         known = ", ".join(written.records) or "nothing"
         raise ViewError(
             f"the records hold {known}, which is no number for each step. Plot what ASD(), AVCD() or FMD() wrote: "
-            "model.generate(inputs, decoding=ASD())."
+            "model.generate(inputs, decoding=ASD()); what any method changes is plot(decoding_choices(model, inputs, VCD()))."
         )
     name, numbers = found
     n_rows, n_steps = numbers.shape
