@@ -5,7 +5,8 @@ downloaded or loaded before every setting in it is known.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import util
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def load_checkpoint(
         load_options: Those of transformers' from_pretrained.
 
     Raises:
-        CheckpointError: If there is none, no family knows it, or its files cannot be read.
+        CheckpointError: If there is none, no family knows it, its files cannot be read, or it cannot be spread so.
         UnsupportedSettingError: If its config holds a setting that nobody handled.
     """
     if own := sorted(_NOT_OFFERED & set(load_options)):
@@ -58,6 +59,9 @@ def load_checkpoint(
             "ever run, and which attention runs is said with attn=."
         )
     wanted = dtype_of(dtype)
+    if device_map is not None:
+        _check_device_map(device_map)
+        load_options["device_map"] = device_map
     folder = find_checkpoint(name, revision=revision)
     look = f"Look into {folder}, or download it again."
     config = _read_config(folder, name)
@@ -71,8 +75,6 @@ def load_checkpoint(
             f"the checkpoint {name} has no weights: {folder} holds no *.safetensors. Pass the folder that holds them, or "
             "download it again."
         )
-    if device_map is not None:
-        load_options["device_map"] = device_map
     implementation = "eager" if attn == "eager" else "sdpa"
     with blamed(f"a file of the checkpoint {name}", look):
         loaded, stock = family.load(folder, dtype=wanted, attn_implementation=implementation, **load_options)
@@ -80,7 +82,7 @@ def load_checkpoint(
     return loaded, stock
 
 
-def check_device(device: str) -> None:
+def check_device(device: str | int) -> None:
     """Refuse a device that cannot compute here, before anything is loaded.
 
     Raises:
@@ -93,6 +95,28 @@ def check_device(device: str) -> None:
         raise CheckpointError(
             f"the device {device!r} cannot be used ({_first_line(error)}). Devices here: {', '.join(usable)}."
         ) from error
+
+
+def _check_device_map(device_map: Any) -> None:
+    """Refuse what says neither how to spread a model nor over which devices, before anything is loaded.
+
+    Raises:
+        CheckpointError: If it does not, or if a device of it cannot be used here, or accelerate is missing.
+    """
+    if util.find_spec("accelerate") is None:
+        raise CheckpointError("device_map needs accelerate. Run pip install accelerate, or leave device_map out.")
+    devices = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    if not devices or not all(isinstance(one, (str, int, torch.device)) for one in devices):
+        raise CheckpointError(
+            f"device_map is {device_map!r:.200}. Pass {', '.join(map(repr, _SPREADS))}, a device, or a dict of devices by module."
+        )
+    for one in devices if isinstance(device_map, Mapping) else [one for one in devices if one not in _SPREADS]:
+        if one != "disk":
+            check_device(one if isinstance(one, int) else str(one))
+
+
+_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Ways to spread a model that accelerate has names for."""
 
 
 def family_of(config: dict[str, Any], families: Sequence[type[Family]], name: str) -> type[Family]:

@@ -115,3 +115,23 @@ def test_devices_are_tried_before_anything_is_loaded():
     for device in ("gpu", "meta", "", "cuda:99"):
         with pytest.raises(CheckpointError, match=rf"the device '{device}' cannot be used .*Devices here: cpu"):
             check_device(device)
+
+
+def test_a_device_map_is_tried_before_anything_is_loaded(monkeypatch):
+    pytest.importorskip("accelerate")
+    monkeypatch.setattr(
+        "avlens.checkpoint.find_checkpoint", lambda *args, **kwargs: pytest.fail("looked for the checkpoint")
+    )
+    for given, says in (
+        ("banana", "the device 'banana' cannot be used .*Devices here: cpu"),
+        ("cuda:99", "the device 'cuda:99' cannot be used"),
+        ({"": "cpu", "lm_head": "banana"}, "the device 'banana' cannot be used"),
+        ({"": 99}, "the device 99 cannot be used"),
+        ({}, "device_map is {}. Pass 'auto', .*a device, or a dict"),
+        ({"": None}, "device_map is .* Pass 'auto'"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            HookedAVModel.from_pretrained("avlens-tiny", device_map=given)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install accelerate"):
+        HookedAVModel.from_pretrained("avlens-tiny", device_map="auto")

@@ -191,6 +191,7 @@ def test_models_and_check(run):
         (["sinks", "CLIP", "--device", "meta"], "Devices here: cpu"),
         (["demo", "--out", __file__], "cannot be made (File exists)"),
         (["demo", "--out", f"{__file__}/below"], "cannot be made (Not a directory)"),
+        (["table", "synthetic:2", "--out", __file__], "cannot be made (File exists)"),
         (["check", "/"], "no config.json"),
         (["run", "lens", "--data", "nothing", "--out", "x"], "no data set 'nothing'"),
         (["run", "fly", "--data", "synthetic:1", "--out", "x"], "fly"),

@@ -9,7 +9,7 @@ import typer
 
 from avlens.cli.options import DEFAULT_MODEL, AsJson, Device, Direction, Dtype, ModelName, load
 from avlens.cli.output import echo, rows_of, show
-from avlens.errors import PositionError
+from avlens.errors import PositionError, ViewError
 
 
 class Corruption(StrEnum):
@@ -50,7 +50,7 @@ def table(
     loaded = load(model, device, dtype)
     found = read_data(data, clips, limit=limit, sampling=loaded.family.sampling, seed=seed)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        _make_folder(out)
     judged = unimodal_dominance(
         loaded, found.samples, corrupt=corrupt.value, ask=found.ask, seed=seed, read=found.read, progress=not as_json,
         save_to=None if out is None else out / "judged",
@@ -79,6 +79,20 @@ def _numbers(given: str) -> list[float]:
     if not all(1 <= number < math.inf for number in numbers):
         raise PositionError(f"--n is {given!r}. Pass numbers of at least 1 with commas, such as 2,3,4.")
     return numbers
+
+
+def _make_folder(out: Path) -> None:
+    """The folder of the table, before hours are spent on it.
+
+    Raises:
+        ViewError: If it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ViewError(
+            f"the folder {out} cannot be made ({error.strerror}). Pass with --out one that is new, or that can be written to."
+        ) from error
 
 
 def _write_table(result: Any, out: Path) -> None:

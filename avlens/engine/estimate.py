@@ -82,6 +82,10 @@ def refuse(what: str, estimate: Estimate, length: int, remedy: str) -> None:
     )
 
 
+SHORT = 1.0
+"""Seconds of work that is not announced: its bar would be gone before it is read. If it takes longer after all, a bar comes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Bar:
     """A progress bar in estimated seconds, or in operations where those are not known.
@@ -125,7 +129,8 @@ def bar_of(cfg: DecoderConfig, total: float, says: str | None, estimate: Estimat
     """A bar that says what is done, and what it is going to take; none if it says nothing."""
     told = says if estimate is None else f"{says} ({estimate})"
     shape = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
-    with tqdm(total=total, desc=told, disable=says is None, bar_format=shape) as bar:
+    delay = SHORT if estimate is not None and estimate.seconds < SHORT else 0
+    with tqdm(total=total, desc=told, disable=says is None, bar_format=shape, delay=delay) as bar:
         yield Bar(bar, cfg.n_layers)
         bar.update(total - bar.n)
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from avlens import cost
 from avlens.cost import Rates, Work
+from avlens.engine import estimate as engine_estimate
 from avlens.engine import estimate_run, plan_sweep, sweep
 from avlens.engine.estimate import rates_of
 from avlens.errors import TooLargeError
@@ -169,8 +170,9 @@ def test_what_cannot_fit_is_refused_before_it_runs_with_what_would(monkeypatch):
         sweep(model, inputs, {"none": []}, logits_at=last)
 
 
-def test_bars_tell_what_it_takes_and_reach_their_end(capsys):
+def test_bars_tell_what_it_takes_and_reach_their_end(capsys, monkeypatch):
     model, inputs = LARGE
+    monkeypatch.setattr(engine_estimate, "SHORT", 0.0)
     tokens = inputs.tokens
     edits = {
         "none": [],
@@ -184,3 +186,6 @@ def test_bars_tell_what_it_takes_and_reach_their_end(capsys):
     assert torch.equal(hubs.sinks.energy, find_hubs(model, inputs, [1, 2]).sinks.energy)
     assert "cutting (about" in told and "MiB" in told and "3 of 3 edits" in told and "100%" in told
     assert "sinks (about" in told
+    monkeypatch.setattr(engine_estimate, "SHORT", 600.0)
+    find_hubs(model, inputs, [1, 2], progress=True)
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,6 @@
 """Ctrl-C in a terminal, which every process there gets: the run says where it stands, and leaves no process behind."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -9,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from avlens.records import read_records
+from avlens.records import RecordFolder, read_records
 from tests.experiments.kill import below
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found in /proc")
-ENGINES = {"in-process": [], "processes": ["--engine", "processes", "--workers", "2"]}
+ENGINES = {
+    "in-process": [],
+    "processes": ["--engine", "processes", "--workers", "2"],
+    "ray": ["--engine", "ray", "--workers", "2"],
+}
+if importlib.util.find_spec("ray") is None:
+    del ENGINES["ray"]
 
 
 def heeds_ctrl_c():
@@ -49,8 +56,13 @@ def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
         rest, shown = process.stderr.read(), process.stdout.read()
     assert process.returncode == 130, said + rest
     assert f"interrupted; what was measured is in {tmp_path / 'out'}" in rest and "Traceback" not in rest and not shown
-    assert all(not one.problem for one in read_records(tmp_path / "out").records)
+    kept = read_records(tmp_path / "out")
+    assert kept.records and all(not one.problem for one in kept.records)
     assert not list((tmp_path / "out").glob("*.part"))
+    with RecordFolder(
+        tmp_path / "out", kept.made_by
+    ) as folder:  # Nobody holds it, and what is kept is not measured again.
+        assert folder.done.keys() == {one.key for one in kept.records}
     for _ in range(300):
         left = [pid for pid in its if Path(f"/proc/{pid}").exists()]
         if not left:
