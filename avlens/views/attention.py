@@ -74,7 +74,7 @@ def attention(
     caption = joined(
         [
             f"Attention in layer {layer}: {counted(len(heads), 'head')}, {counted(len(tokens), 'token')} in {len(groups)} "
-            f"rows. Rows read (mean over queries), columns are read (sum over keys). Darkest: {top:.3g} and above",
+            f"rows. Rows read (mean over queries), columns are read (sum over keys). Strongest colour: {top:.3g} and above",
             origin(cache.made_by, tokens),
         ]
     )

@@ -130,11 +130,17 @@ def _menu(element_id: str, heads: Sequence[str], at_once: int) -> str:
     )
 
 
+# CircuitsVis leaves its headings to the page; a head's name would cover its thumbnail. Its large picture is as wide as what is
+# in it, so that without a width it would shrink with the window, or to nothing where a page is printed, and never grow again.
+# It knows white grounds only: on a dark one lightness is turned, and hues stay.
+_TURNED = "background: transparent; filter: invert(0.92) hue-rotate(180deg);"
 _LIGHT = "--ink: #1a1a1a; --soft: #5c5c5c; --line: #e3e3e3; --ground: #fff; --panel: #f6f7f9;"
 _DARK = f"--ink: #f2f2f2; --soft: #a3a3a3; --line: #353b45; --ground: {NIGHT}; --panel: #1e2229;"
 _PAGE_CSS = f"""
 :root {{ color-scheme: light; {_LIGHT} }} :root[data-theme=dark] {{ color-scheme: dark; {_DARK} }}
 @media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ color-scheme: dark; {_DARK} }} }}
+:root[data-theme=dark] .avlens-view {{ {_TURNED} }}
+@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) .avlens-view {{ {_TURNED} }} }}
 body {{ font-family: {FONT}; background: var(--ground); color: var(--ink); }}
 #avlens-theme {{
   position: absolute; top: 12px; right: 16px; font: 16px/1 sans-serif; color: var(--soft); background: none; border: 0;
@@ -143,13 +149,14 @@ body {{ font-family: {FONT}; background: var(--ground); color: var(--ink); }}
 """
 _THEME = "<button id='avlens-theme' title='Light or dark' aria-label='Light or dark'>◐</button>"
 
-# CircuitsVis leaves its headings to the page; a head's name would cover its thumbnail.
-_VIEW_CSS = """
-.avlens-view {
-  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; max-width: 1000px; border-radius: 6px;
-  color: #1a1a1a; background: #fff; color-scheme: light;
-}
-.avlens-view h2 { font-size: 15px; border: 0; } .avlens-view h3 { font-size: 14px; font-weight: 600; }
-.avlens-view h4 { font-size: 10px; line-height: 1.1; font-weight: 600; }
-.avlens-caption { font-size: 13px; color: #555; margin: 4px 15px 12px; }
+_VIEW_CSS = f"""
+.avlens-view {{
+  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; max-width: 1000px; border-radius: 8px;
+  box-sizing: border-box; padding: 10px 6px; color: #1a1a1a; background: #fff; color-scheme: light;
+}}
+[data-jp-theme-light=false] .avlens-view, .vscode-dark .avlens-view {{ {_TURNED} }}
+.avlens-view [style*="aspect-ratio"]:has(> canvas) {{ width: 100% !important; }}
+.avlens-view h2 {{ font-size: 15px; border: 0; }} .avlens-view h3 {{ font-size: 14px; font-weight: 600; }}
+.avlens-view h4 {{ font-size: 10px; line-height: 1.1; font-weight: 600; }}
+.avlens-caption {{ font-size: 13px; color: #555; margin: 4px 15px 12px; }}
 """

@@ -5,6 +5,9 @@ import plotly.graph_objects as go
 from avlens.analyses.tracing import CausalTrace
 from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin
 
+_LEVEL = 5
+"""With more sets than this, their names are written steeply, on one line each."""
+
 
 def plot_trace(trace: CausalTrace) -> go.Figure:
     """Both indirect effects of each set, with the total effects that a perfect patch reaches as dotted lines."""
@@ -20,9 +23,10 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
                 origin(trace.made_by, tokens),
             ]
         ),
-        height=460,
+        height=560 if len(trace.sets) > _LEVEL else 460,
     )
-    names = [f"{escaped(name)}<br>n = {len(tokens):,}" for name, tokens in trace.sets.items()]
+    many = len(trace.sets) > _LEVEL
+    names = [f"{escaped(name)}{' · ' if many else '<br>'}n = {len(tokens):,}" for name, tokens in trace.sets.items()]
     source = "clean" if trace.direction == "denoise" else "corrupted"
     flipped = [f"answers as the {source} run" if flip else "answer unchanged" for flip in trace.flipped]
     clean, corrupt = what_patches_do(trace)
@@ -36,7 +40,8 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
         )  # fmt: skip
         fig.add_hline(y=total, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
     return fig.update_layout(
-        barmode="group", bargap=0.35, bargroupgap=0.08, xaxis={"type": "category"},
+        barmode="group", bargap=0.35, bargroupgap=0.08,
+        xaxis={"type": "category", "automargin": True, **({"tickangle": -60} if many else {})},
         yaxis={"title": "change of probability", "zeroline": True, "zerolinecolor": "#888888"},
     )  # fmt: skip
 

@@ -89,3 +89,22 @@ def test_attention_is_drawn(pages, browser):
     open_page(browser, pages[0] / "attention.html")
     until(browser, "document.querySelectorAll('canvas').length > 2")
     assert browser.outside == [] and browser.errors == []
+
+
+WIDE = "Math.max(...[...document.querySelectorAll('.avlens-view canvas')].map(canvas => canvas.clientWidth))"
+
+
+def test_attention_grows_with_its_window_and_follows_the_readers_theme(pages):
+    with chromium() as page:
+        page.emulate_media(color_scheme="light")
+        page.open(pages[0] / "attention.html")
+        until(page, "document.querySelectorAll('canvas').length > 2")
+        before, style = page.evaluate(WIDE), "getComputedStyle(document.querySelector('.avlens-view'))"
+        assert before > 800 and page.evaluate(f"{style}.filter") == "none"
+        page.set_viewport_size({"width": 500, "height": 800})
+        until(page, f"{WIDE} < 500")
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        until(page, f"{WIDE} === {before}")
+        page.emulate_media(color_scheme="dark")
+        assert "invert" in page.evaluate(f"{style}.filter")
+        assert page.evaluate(f"{style}.backgroundColor") == "rgba(0, 0, 0, 0)"

@@ -107,6 +107,14 @@ def test_effects_are_bars_and_total_effects_lines(run):
     ]  # fmt: skip
 
 
+def test_names_of_many_sets_are_written_steeply_on_one_line(run):
+    six = {f"set {i}": run.tokens.audio for i in range(6)}
+    known = run.trace.p_patched[:1].expand(6, -1)
+    axis = plot(replace(run.trace, sets=six, p_patched=known)).layout.xaxis
+    assert axis.tickangle == -60 and plot(run.trace).layout.xaxis.tickangle is None
+    assert not any("<br>" in one for one in plot(replace(run.trace, sets=six, p_patched=known)).data[0].x)
+
+
 def test_effects_are_called_what_patches_do_in_their_direction(run):
     names = [one.name.split()[0] for one in plot(run.trace).data]
     other = [one.name.split()[0] for one in plot(replace(run.trace, direction="noise")).data]
