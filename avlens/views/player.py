@@ -60,21 +60,28 @@ def recording(clip: Clip) -> Recording:
         return Recording(path.read_bytes(), f"{medium}/{_TYPES[path.suffix.lower()]}")
 
 
-def player(played: Recording) -> str:
-    """HTML of the player."""
+def media(played: Recording, media_id: str) -> str:
+    """HTML that carries the file; players show it by its id."""
+    return f"<script type='text/plain' id='{media_id}' data-kind='{played.kind}'>{packed(played.content)}</script>"
+
+
+def player(played: Recording, key: str = "") -> str:
+    """HTML of a player; its key tells it from others of the page."""
     tag = played.kind.split("/")[0]
     return (
-        f"<{tag} id='avlens-player' controls preload='auto'></{tag}>"
-        "<p id='avlens-problem' hidden>This browser cannot play the clip's format.</p>"
-        f"<script type='text/plain' id='avlens-media' data-kind='{played.kind}'>{packed(played.content)}</script>"
+        f"<{tag} id='avlens-player{key}' class='avlens-player' controls preload='auto'></{tag}>"
+        f"<p id='avlens-problem{key}' hidden>This browser cannot play the clip's format.</p>"
     )
 
 
-def synced(plot: str, plot_id: str) -> str:
-    """A plot over seconds, as HTML, that seeks the player on a click and shows where it is by a line."""
+def synced(plot: str, plot_id: str, media_id: str, key: str = "") -> str:
+    """A plot over seconds, as HTML, that seeks the player of its key on a click and shows where it is by a line.
+
+    The script that carries the file stands before it in the page.
+    """
     return (
-        f"<div id='avlens-synced'>{plot}<div id='avlens-cursor' hidden></div></div>"
-        f"<script>{_SCRIPT.replace('PLOT_ID', plot_id)}</script>"
+        f"<div id='avlens-synced{key}' class='avlens-synced'>{plot}<div id='avlens-cursor{key}' class='avlens-cursor' hidden>"
+        f"</div></div><script>{_SCRIPT.replace('PLOT_ID', plot_id).replace('MEDIA_ID', media_id).replace('KEY', key)}</script>"
     )
 
 
@@ -110,11 +117,11 @@ def _same_frames(
 
 _SCRIPT = """
 (() => {
-  const player = document.getElementById("avlens-player"), plot = document.getElementById("PLOT_ID");
-  const cursor = document.getElementById("avlens-cursor"), box = document.getElementById("avlens-synced");
-  const media = document.getElementById("avlens-media");
+  const player = document.getElementById("avlens-playerKEY"), plot = document.getElementById("PLOT_ID");
+  const cursor = document.getElementById("avlens-cursorKEY"), box = document.getElementById("avlens-syncedKEY");
+  const media = document.getElementById("MEDIA_ID");
   const bytes = avlens.unpacked(media.textContent);
-  player.addEventListener("error", () => { document.getElementById("avlens-problem").hidden = false; });
+  player.addEventListener("error", () => { document.getElementById("avlens-problemKEY").hidden = false; });
   player.src = URL.createObjectURL(new Blob([bytes], {type: media.dataset.kind}));
   const place = () => {
     const areas = [...plot.querySelectorAll(".nsewdrag")].map(area => area.getBoundingClientRect());
@@ -128,7 +135,10 @@ _SCRIPT = """
     cursor.style.height = `${bottom - top}px`;
   };
   const follow = () => { place(); if (!player.paused) requestAnimationFrame(follow); };
-  player.addEventListener("play", follow);
+  player.addEventListener("play", () => {
+    for (const other of document.querySelectorAll(".avlens-player")) if (other !== player) other.pause();
+    follow();
+  });
   for (const event of ["timeupdate", "seeked"]) player.addEventListener(event, place);
   addEventListener("resize", () => setTimeout(place, 300));
   plot.addEventListener("avlens-drawn", () => {

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from avlens.errors import PositionError
+from avlens.errors import PositionError, ViewError
 from avlens.media import Clip
 from avlens.testing import tiny_clip
 from avlens.views import Section, attention, plot, report
@@ -182,6 +182,43 @@ def test_a_sound_file_is_played_as_it_is(run, tmp_path):
     assert (played.kind, played.content) == ("audio/wav", path.read_bytes())
 
 
+@pytest.fixture(scope="module")
+def of_two(prompts, tmp_path_factory):
+    """A report without a clip of its own over sections with theirs; the last plays what the first does."""
+    (first, tokens), (second, others) = prompts["both"], prompts["video only"]
+    size = torch.arange(len(others), dtype=torch.float32)
+    parts = [
+        Section("One", clip=first, tokens=tokens),
+        Section("Two", "Another.", clip=second, tokens=others, value=size, name="place"),
+        Section("None"),
+        Section("One again", clip=first, tokens=tokens),
+    ]
+    return report(tmp_path_factory.mktemp("two") / "two.html", title="Two clips", sections=parts)
+
+
+def test_each_section_has_its_own_clip_and_no_file_is_carried_twice(of_two, prompts, tmp_path):
+    html = of_two.read_text("utf-8")
+    ids = [attrs["id"] for _, attrs in tags(html) if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert [one for one in ids if one.startswith("avlens-media")] == ["avlens-media-0", "avlens-media-1"]
+    assert [one for one in ids if one.startswith("avlens-player")] == [f"avlens-player-{i}" for i in (0, 1, 3)]
+    for i, name in ((0, "both"), (1, "video only")):
+        content = re.search(f"id='avlens-media-{i}' data-kind='video/mp4'>(.*?)</script>", html)[1]
+        (tmp_path / f"{i}.mp4").write_bytes(unpacked(content))
+        played, given = Clip.from_file(tmp_path / f"{i}.mp4"), prompts[name][0]
+        assert abs(played.seconds - given.seconds) < 0.15 and played.has_audio == given.has_audio
+    assert html.index("Another.") < html.index("id='avlens-player-1'") < html.index(">None<")
+
+
+@pytest.mark.parametrize("part", [{"clip": None}, {"tokens": None}])
+def test_a_clip_without_its_tokens_is_refused(run, tmp_path, part):
+    given = {"clip": run.clip, "tokens": run.tokens} | part
+    with pytest.raises(ViewError, match="'alone' has .* but no .*Pass both"):
+        report(tmp_path / "r.html", title="t", sections=[Section("alone", **given)])
+    with pytest.raises(ViewError, match="'t' has"):
+        report(tmp_path / "r.html", title="t", **given)
+
+
 def test_sinks_of_another_prompt_are_refused(run, prompts, tmp_path):
     with pytest.raises(PositionError, match="another layout"):
         report(tmp_path / "r.html", title="t", clip=run.clip, tokens=run.tokens, sinks=prompts["audio only"][1].at([1]))
@@ -233,3 +270,33 @@ def test_a_browser_draws_it_and_a_click_on_a_token_seeks_there(written):
     before, after = found["grounds"]
     assert before in ("white", "rgb(255, 255, 255)") and after == "rgb(20, 23, 28)"
     assert found["uploads"] == 0
+
+
+CLICK = """new Promise(done => {
+  const players = ["-0", "-1", "-3"].map(key => document.getElementById(`avlens-player${key}`)), begun = Date.now();
+  players[0].play();
+  document.getElementById("avlens-timeline-1").emit("plotly_click", {points: [{x: 9, customdata: ["a token", 1.0]}]});
+  const told = () => [problems, players.map(one => one.currentTime >= 0.9), players.map(one => one.paused)];
+  const look = () => !(told()[1][1] && told()[2][0]) && Date.now() - begun < 20000 ? setTimeout(look, 50) : done(told());
+  look();
+})"""
+
+
+@pytest.mark.browser
+@pytest.mark.filterwarnings("default")  # of the browser's driver
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_a_click_plays_the_clip_of_its_section_alone(of_two):
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu", "--autoplay-policy=no-user-gesture-required"],
+        )
+        page = browser.new_page(viewport={"width": 1300, "height": 1200})
+        page.add_init_script(WATCH)
+        page.goto(of_two.as_uri())
+        page.evaluate(DRAWN)
+        problems, moved, paused = page.evaluate(CLICK)
+        browser.close()
+    assert problems == [] and moved == [False, True, False]
+    assert paused[0] and paused[2]
