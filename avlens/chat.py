@@ -23,6 +23,7 @@ from avlens.errors import PromptError
 from avlens.family import Family, Part, PromptOptions
 from avlens.inputs import AVInputs, Media, Prompt
 from avlens.media import Clip
+from avlens.templates import render
 from avlens.tokens import Modality, Segment, TokenMap
 
 
@@ -235,17 +236,29 @@ def _written(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> tuple[str, l
         return piece | {"text": f"\ue000{next(counter)}\ue001"} if piece.get("text") else piece
 
     outline = [message | {"content": [marked(piece) for piece in message["content"]]} for message in messages]
+    given = {"tools": None, "documents": None, "add_generation_prompt": True, **tokenizer.special_tokens_map}
     try:
-        text, cut = (
-            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            for chat in (messages, outline)
-        )
+        template = tokenizer.get_chat_template()
+        text, cut = (render(template, messages=_plain(chat), **given) for chat in (messages, outline))
+    except PromptError:
+        raise
     except Exception as error:  # A template is a program, and a library of programs runs it.
         raise PromptError(
             f"the checkpoint's chat template cannot write this prompt ({type(error).__name__}: {error}). Take the template "
             "from the released checkpoint."
         ) from error
     return text, re.split("\ue000([0-9]+)\ue001", cut)
+
+
+def _plain(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Texts as plain ones: a template may call the methods of what it is given."""
+    return [
+        {
+            "role": one["role"],
+            "content": [{name: "".join(text) for name, text in piece.items()} for piece in one["content"]],
+        }
+        for one in messages
+    ]
 
 
 def _places(
