@@ -119,7 +119,9 @@ def attention_full(
         )
     shown = pattern[head].float().cpu()[rows.positions][:, columns.positions]
     shape = f"{len(rows)} queries × {len(columns)} keys"
-    fig = figure(f"Attention of L{layer}H{head}", note=joined([shape, origin(cache.made_by, tokens)]), height=820)
+    fig = figure(
+        f"Attention of L{layer}H{head}", note=joined([shape, origin(cache.made_by, tokens)]), height=820, flush=True
+    )
     x, y = ([escaped(grouping.named_alone(tokens, position)) for position in part] for part in (columns, rows))
     fig.add_heatmap(
         z=(shown.nan_to_num() * _PARTS).round().numpy().astype(np.uint16), x=x, y=y, zmin=0, zmax=_PARTS,

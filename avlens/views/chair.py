@@ -28,18 +28,19 @@ def plot_chair(chair: Chair) -> go.Figure:
             ]
         ),
         height=340,
+        flush=True,
     )
     found = [chair.intervals[name] for name in _SAID]
     values = [chair.scores[name] for name in _SAID]
+    names = [f"{said}  <b>{value:.1f}</b>" for said, value in zip(_SAID.values(), values, strict=True)]
     fig.add_bar(
-        y=list(_SAID.values()), x=values, orientation="h", marker_color=[CORRUPT, CORRUPT, _GOOD, _GOOD, _GOOD],
-        text=[f"{value:.1f}" for value in values], textposition="inside", insidetextanchor="start", textangle=0,
+        y=names, x=values, orientation="h", marker_color=[CORRUPT, CORRUPT, _GOOD, _GOOD, _GOOD],
         error_x={
             "type": "data", "array": [one.high - one.estimate for one in found],
             "arrayminus": [one.estimate - one.low for one in found], "color": "#555555", "thickness": 1.5, "width": 5,
         },
         customdata=[(one.low, one.high) for one in found],
-        hovertemplate="%{y}: %{x:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>",
+        hovertemplate="%{y} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>",
     )  # fmt: skip
     return fig.update_layout(
         bargap=0.35, yaxis={"autorange": "reversed", "automargin": True, "ticksuffix": "  "},

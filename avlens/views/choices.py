@@ -28,6 +28,7 @@ def plot_choices(choices: DecodingChoices) -> go.Figure:
         note=joined([f"“{choices.text.strip()[:160]}”", f"hollow: the model alone, filled: {name}", _shown(choices),
                      origin(choices.made_by)]),
         height=_AROUND + _ROW * max(4, len(steps)),
+        flush=True,
     )  # fmt: skip
     rivals = [f"{rival} instead of {word}" for word, rival in zip(*_words(choices), strict=True)]
     _add_pairs(fig, "x", shift.p_base.tolist(), shift.p.tolist(), _UP, "written", CLEAN, _words(choices)[0])

@@ -15,9 +15,10 @@ def plot_discarding(discarding: Discarding) -> go.Figure:
     """
     table = discarding.to_frame()
     known = not table["right"].isna().all()
-    prompts = counted(discarding.p.shape[1], "prompt") + (", intervals of 95%" if known else "")
     title = f"{counted(len(table) - 1, 'way')} to let tokens leave"
-    fig = figure(title, note=joined([prompts, origin(discarding.made_by)]), height=440)
+    fig = figure(
+        title, note=joined(["intervals of 95% over prompts" if known else "", origin(discarding.made_by)]), height=440
+    )
     for (plan, row), (colour, _) in zip(table.iterrows(), told_apart([str(plan) for plan in table.index]), strict=True):
         y = row["right"] if known else row["same answer"]
         ends = [row["high"] - y, y - row["low"]] if known and not math.isnan(row["low"]) else [0.0, 0.0]
@@ -32,5 +33,5 @@ def plot_discarding(discarding: Discarding) -> go.Figure:
     return fig.update_layout(
         legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"},
         xaxis={"title": "rows computed, as a share of the plain run's", "zeroline": False},
-        yaxis={"title": "answered right" if known else "answers as the plain run", "zeroline": False},
+        yaxis={"title": "answered right" if known else "answers as the plain run", "zeroline": False, "rangemode": "tozero"},
     )  # fmt: skip

@@ -30,7 +30,8 @@ def plot_hub_table(table: HubTable) -> go.Figure:
                 origin(table.made_by),
             ]
         ),
-        height=190 + _SET * sets,
+        height=230 + _SET * sets,
+        flush=True,
     )
     width = (1 + _GAP) / max(1, len(cases)) - _GAP
     for i, (case, one) in enumerate(cases.items()):
@@ -49,12 +50,12 @@ def plot_hub_table(table: HubTable) -> go.Figure:
             }
         )  # fmt: skip
         fig.add_annotation(
-            text=f"{case}, {_PATCHED[case]} ({counted(one.te_clean.n, 'clip')})", x=left, y=1, xref="paper", yref="paper",
-            xanchor="left", yanchor="bottom", showarrow=False, font={"size": 12, "color": "#666666"},
+            text=f"{case}<br>{_PATCHED[case]} ({counted(one.te_clean.n, 'clip')})", x=left, y=1, xref="paper", yref="paper",
+            xanchor="left", yanchor="bottom", align="left", showarrow=False, font={"size": 12, "color": "#666666"},
         )  # fmt: skip
     return fig.update_layout(
-        barmode="group", bargap=0.3, bargroupgap=0.05, margin={"t": fig.layout.margin.t + 24},
-        legend={"y": 1 + 26 / (_SET * sets)},
+        barmode="group", bargap=0.3, bargroupgap=0.05, margin={"t": fig.layout.margin.t + 64},
+        legend={"y": 1 + 42 / (_SET * sets)},
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ def plot_latent(latent: LatentUnderstanding) -> go.Figure:
         f"{counted(n, 'clip')}: named at {kind} tokens in {latent.rate.estimate:.0%}, another clip's content in "
         f"{latent.control_rate.estimate:.0%}",
         note=joined([f"in any layer from {latent.from_layer} on", str(latent.made_by.get("lens", "")), origin(latent.made_by)]),
-        height=400,
+        height=430,
     )  # fmt: skip
     lines = {
         f"clips whose content is named at {kind} tokens": ("named", COLOURS[latent.modality], "solid"),
@@ -28,6 +28,7 @@ def plot_latent(latent: LatentUnderstanding) -> go.Figure:
         )  # fmt: skip
     few = {"dtick": 1} if len(layers) <= 32 else {}
     return fig.update_layout(
+        margin={"b": 110}, legend={"x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"},
         xaxis={"title": "after block", "showgrid": False, **few},
         yaxis={"title": "share", "range": [0, 1.03], "tickformat": ".0%"},
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Along which edges does what differs between two runs reach the answer?"""
 
+import math
+
 import plotly.graph_objects as go
 
 from avlens.analyses.paths import PathEffects
@@ -13,17 +15,24 @@ def plot_paths(result: PathEffects) -> go.Figure:
         f"Patching {counted(len(result.paths), 'path')}",
         note=joined([told(result.contrast, result.direction), origin(result.made_by)]),
         height=max(300, 170 + 34 * len(result.paths)) if not result.layers else 440,
+        flush=not result.layers,
     )
     names = [escaped(path) for path in result.paths]
     if not result.layers:
         values = result.shares[:, 0].double().tolist()
         fig.add_bar(
             x=values, y=names, orientation="h", marker_color=[colour for colour, _ in told_apart(result.paths)],
-            text=[f"{value:+.2f}" for value in values],
+            text=[f"{value:+.2f}" for value in values], textposition="outside", cliponaxis=False,
             hovertemplate="%{y}: %{x:.4f} of the total effect<extra></extra>",
         )  # fmt: skip
+        known = [0.0, *(value for value in values if math.isfinite(value))]
+        low, high = min(known), max(known)
+        room = 0.12 * ((high - low) or 1)  # for what stands beside bars
         return fig.update_layout(
-            xaxis={"title": "share of the total effect", "zeroline": True, "zerolinecolor": "#888888"},
+            xaxis={
+                "range": [low - room * (low < 0), high + room], "title": "share of the total effect", "zeroline": True,
+                "zerolinecolor": "#888888",
+            },
             yaxis={"autorange": "reversed", "automargin": True}, bargap=0.4,
         )  # fmt: skip
     styles = told_apart(result.paths)

@@ -25,6 +25,7 @@ def plot_selection(selection: Selection) -> go.Figure:
             ]
         ),
         height=380,
+        flush=True,
     )
     asked = [one for one in selection.judgements if not one.problem]
     answered = {True: ("answered right", "#009E73"), False: ("answered wrong", CORRUPT), None: ("no label", _NOBODY)}

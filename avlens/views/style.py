@@ -61,10 +61,13 @@ _LINE_HEIGHT, _SUBLINE_HEIGHT = 21, 16  # pixels
 _ABOVE = 104  # pixels above the plot, with one line of each
 
 
-def figure(title: str, *, note: str = "", height: int = 420, width: int | None = None) -> go.Figure:
+def figure(
+    title: str, *, note: str = "", height: int = 420, width: int | None = None, flush: bool = False
+) -> go.Figure:
     """An empty figure in the common style, as wide as its place unless told; both texts are plain text.
 
-    Long texts are broken into lines, and the figure grows by them.
+    Long texts are broken into lines, and the figure grows by them. They begin above the plot or, with `flush`, at the figure's
+    left edge: for a plot that names of rows make narrow, so that texts would leave the figure on its right.
     """
     fig, heads, notes = go.Figure(), _lines([title], _LINE), _lines(note.split(" · "), _SUBLINE)
     extra = max(0, len(heads) - 1) * _LINE_HEIGHT + max(0, len(notes) - 1) * _SUBLINE_HEIGHT
@@ -72,7 +75,8 @@ def figure(title: str, *, note: str = "", height: int = 420, width: int | None =
     fig.update_layout(
         template="plotly_white",
         title={
-            "text": "<br>".join(map(escaped, heads)), "x": 0, "xref": "paper", "xanchor": "left", "y": 1 - 16 / height,
+            "text": "<br>".join(map(escaped, heads)), "x": 0, "xref": "container" if flush else "paper",
+            "pad": {"l": 16 if flush else 0}, "xanchor": "left", "y": 1 - 16 / height,
             "yanchor": "top", "font": {"size": 16, "color": "#1A1A1A"},
             "subtitle": {"text": "<br>".join(map(escaped, notes)), "font": {"size": 12, "color": "#666666"}},
         },

@@ -79,7 +79,10 @@ def _rows(
     n = [one.n_clusters for one in intervals]
     differ = len(set(n)) > 1
     fig = figure(
-        title, note=joined([*note, "in brackets: clips" if differ else ""]), height=_AROUND + _ROW * max(3, len(n))
+        title,
+        note=joined([*note, "in brackets: clips" if differ else ""]),
+        height=_AROUND + _ROW * max(3, len(n)),
+        flush=True,
     )
     parts = dict.fromkeys(group[0] for group in groups) if len(by) > 1 else {"": None}
     for part, (colour, _) in zip(parts, told_apart([str(part) for part in parts]), strict=True):

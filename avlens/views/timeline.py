@@ -199,10 +199,16 @@ def _note(told: Sequence[Scene], frames: Sequence[Strip | None]) -> str:
             repr(told[0].clip) if len(told) == 1 else counted(len(told), "clip"),
             *(counted(n, f"{kind} token") for n, kind in ((seen, "video"), (heard, "audio")) if n),
             f"“{question}”" if question else "",
-            f"sum over text {np.nansum(value[text]):.3g}" if value is not None and len(text) else "",
+            f"sum over text {_sum(value, text)}" if value is not None and len(text) else "",
             f"{counted(unseen, 'sink')} in video steps not shown" if unseen else "",
         ]
     )
+
+
+def _sum(value: np.ndarray, at: np.ndarray) -> str:
+    """The sum over some positions; what is a millionth of the largest number is as good as none."""
+    total, largest = float(np.nansum(value[at])), float(np.nanmax(np.abs(value), initial=0))
+    return f"{total:.3g}" if total == 0 or abs(total) > 1e-6 * largest else "≈ 0"
 
 
 def _strip_title(column: _Column) -> str:

@@ -1,7 +1,10 @@
+import math
 import re
+from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
+import torch
 
 from avlens.tokens import Modality
 from avlens.views import plot
@@ -17,6 +20,20 @@ def test_long_texts_are_broken_into_lines_and_the_figure_grows_by_them():
     grown = long.layout.height - short.layout.height
     assert grown == long.layout.margin.t - short.layout.margin.t == 3 * 16 + 21
     assert 1 - long.layout.title.y == pytest.approx(16 / long.layout.height)
+
+
+def test_texts_above_names_of_rows_begin_at_the_figures_edge(run):
+    beside, above = figure("t", flush=True).layout.title, figure("t").layout.title
+    assert (beside.xref, beside.x, beside.pad.l) == ("container", 0, 16) and (above.xref, above.pad.l) == ("paper", 0)
+    for name in ("paths", "windows"):
+        assert (plot(getattr(run, name)).layout.title.xref == "container") is (name == "paths")
+
+
+def test_bars_of_paths_leave_room_for_their_numbers(run):
+    effects = torch.tensor([[-0.5], [1.5]]) * run.paths.contrast.total
+    axis = plot(replace(run.paths, effects=effects)).layout.xaxis
+    assert list(axis.range) == pytest.approx([-0.74, 1.74])
+    assert all(map(math.isfinite, plot(replace(run.paths, effects=effects * math.nan)).layout.xaxis.range))
 
 
 def test_a_figure_for_dark_pages_leaves_no_dark_text(run):

@@ -193,3 +193,12 @@ def test_several_clips_stand_side_by_side_on_one_scale(run):
 def test_no_clip_is_no_picture(run):
     with pytest.raises(ViewError, match="several in a list"):
         timeline([], run.tokens)
+
+
+@pytest.mark.parametrize(("text", "told"), [(0.25, "0.25"), (0.0, "0"), (1e-12, "≈ 0"), (math.nan, "0")])
+def test_a_sum_over_text_that_is_as_good_as_none_says_so(run, text, told):
+    value = torch.zeros(len(run.tokens), dtype=torch.float64)
+    value[run.tokens.video.positions] = 2.0
+    value[run.tokens.text.positions[:1]] = text
+    note = timeline(run.clip, run.tokens, value=value).layout.title.subtitle.text.replace("<br>", " · ")
+    assert note.endswith(f"sum over text {told}")
