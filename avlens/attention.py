@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CHUNK_BYTES = 2 * 2**20
-"""How large the scores of one chunk of query rows may be, in fp32: what a core's own cache holds."""
+CHUNK_BYTES = 4 * 2**20
+"""How large the scores of one chunk of query rows may be, in fp32: what is still near when it is read again."""
+
+CHUNK_LEAST = 32
+"""How many rows a chunk has at least: products of fewer are slow, however many keys they read."""
 
 DEVICE_CHUNKS = 32
 """How many such chunks other devices take at once, which are kept busy by large ones only."""
@@ -141,5 +144,5 @@ def within(
 
 
 def chunk_rows(n_heads: int, n_keys: int, n_queries: int) -> int:
-    """How many query rows to compute at once, so that their scores stay within `CHUNK_BYTES`."""
-    return max(1, min(n_queries, CHUNK_BYTES // (4 * n_heads * n_keys)))
+    """How many query rows to compute at once, so that their scores stay within `CHUNK_BYTES`, or are few rows."""
+    return min(n_queries, max(CHUNK_LEAST, CHUNK_BYTES // (4 * n_heads * n_keys)))

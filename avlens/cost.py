@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from avlens import names
-from avlens.attention import CHUNK_BYTES
+from avlens.attention import chunk_rows
 from avlens.decoder import KEPT_MASKS, MLP_BYTES, DecoderConfig
 from avlens.errors import TooLargeError
 
@@ -152,7 +152,7 @@ def block_bytes(
         edits: How many rows the batch has.
         explicit: Whether patterns are made, some rows at a time.
     """
-    size, d = cfg.dtype.itemsize, cfg.d_model
+    size, d, heads = cfg.dtype.itemsize, cfg.d_model, edits * cfg.n_heads
     q, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
     inside = leave * edits * cfg.d_mlp * size * (cfg.experts_per_token or 1)
     if cfg.num_experts is None:
@@ -163,7 +163,7 @@ def block_bytes(
     attention = enter * (d + 2 * kv) + (2 * keys * kv if keys > enter else 0) + leave * 3 * q
     mlp = leave * d * 3 + max(0, leave - 2 * max(1, MLP_BYTES // (edits * size * cfg.d_mlp))) * d
     masks = min(leave * keys * size, KEPT_MASKS) if leave > 1 and keys > enter else 0
-    pattern = 4 * CHUNK_BYTES if explicit else 0
+    pattern = 12 * heads * keys * chunk_rows(heads, keys, leave) if explicit else 0
     return edits * size * always + max(
         edits * size * normed, edits * size * attention + masks + pattern, edits * size * mlp + 2 * inside
     )

@@ -385,6 +385,7 @@ class HookedAttention(nn.Module):
         n = attention.chunk_rows(q.shape[0] * q.shape[1], k.shape[2], q.shape[2])
         n *= 1 if q.device.type == "cpu" else attention.DEVICE_CHUNKS
         padded = bool(run.padding.any())
+        k, v = k.contiguous(), v.contiguous()  # else each product would copy them
         parts = []
         try:
             for chunk, index in zip(q.split(n, dim=2), rows.split(n), strict=True):

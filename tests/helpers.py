@@ -2,8 +2,10 @@
 
 import torch
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessorList
 
+from avlens import attention
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip
 
@@ -21,6 +23,24 @@ def assert_equal(got, want, tolerance=1e-5):
         bound = tolerance * max(1.0, float(want[finite].abs().max()))
         off = float((got - want)[finite].abs().max())
         assert off <= bound, f"off by {off:.3g}, which is more than {bound:.3g}"
+
+
+def in_chunks_of(rows, patched):
+    """Streamed attention takes so many query rows at a time."""
+    patched.setattr(attention, "chunk_rows", lambda heads, keys, queries: min(rows, queries))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(one, torch.Tensor):
+                self.numel = max(self.numel, one.numel())
+        return out
 
 
 def largest_difference(a, b):

@@ -2,35 +2,17 @@ import json
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from avlens import AVCache, attention, attention_received, discard, knockout, patch, reduce
+from avlens import AVCache, attention_received, discard, knockout, patch, reduce
 from avlens.analyses.sinks import find_sinks
 from avlens.errors import BatchError, HookError, MissingActivationError, PositionError
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
-from tests.helpers import assert_equal, prompt_of
+from tests.helpers import Largest, assert_equal, in_chunks_of, prompt_of
 
 MODEL = tiny_model(n_layers=3)
 INPUTS = prompt_of(MODEL, "video_and_audio")
 TOKENS = INPUTS.tokens
-
-
-def small_chunks(monkeypatch, rows=7):
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 4 * rows * len(TOKENS))
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for one in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(one, torch.Tensor):
-                self.numel = max(self.numel, one.numel())
-        return out
 
 
 # Filters.
@@ -178,7 +160,7 @@ def received_by_hand(pattern, queries, tokens):
 
 @pytest.mark.parametrize("rows", [1, 7, 10_000])
 def test_attention_received_equals_the_sum_over_the_full_pattern(monkeypatch, rows):
-    small_chunks(monkeypatch, rows)
+    in_chunks_of(rows, monkeypatch)
     _, full = MODEL.run_with_cache(INPUTS, "pattern", attn="eager")
     asked = {"audio": TOKENS.audio, "video": TOKENS.video, "last": TOKENS.last}
     reductions = [attention_received(queries, name) for name, queries in asked.items()]
@@ -191,7 +173,7 @@ def test_attention_received_equals_the_sum_over_the_full_pattern(monkeypatch, ro
 
 
 def test_reductions_see_what_edits_left_and_stay_in_chunks(monkeypatch):
-    small_chunks(monkeypatch)
+    in_chunks_of(7, monkeypatch)
     edit = knockout(TOKENS.question, TOKENS.audio)
     _, full = MODEL.run_with_cache(INPUTS, "pattern", fwd_hooks=edit)
     received = attention_received(TOKENS.question, "question")
@@ -213,7 +195,7 @@ def test_no_tensor_of_size_heads_by_positions_squared_exists_while_streaming(mon
     inputs = MODEL.prepare(clip, "what ?")
     n = inputs.shape[1]
     assert n > 500
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 4 * n * 16)
+    in_chunks_of(16, monkeypatch)
     MODEL(inputs)
     with Largest() as streamed:
         received = attention_received(inputs.tokens.video, "video")
@@ -280,7 +262,7 @@ def test_a_set_of_another_prompt_and_two_reductions_of_one_name_are_refused():
 
 
 def test_a_reduction_of_the_whole_pattern_is_given_the_whole_pattern(monkeypatch):
-    small_chunks(monkeypatch)
+    in_chunks_of(7, monkeypatch)
     _, full = MODEL.run_with_cache(INPUTS, "pattern")
     _, most = MODEL.run_with_cache(INPUTS, [], reductions=[reduce("pattern", "most", lambda p: p.amax(2))])
     assert_equal(most["pattern.most", 1], full["pattern", 1].amax(2))

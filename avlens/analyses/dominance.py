@@ -287,7 +287,7 @@ def _mean_received(
     else:
         pattern = cache["pattern", layer][0][:, queries.positions][:, :, sinks.positions].float().cpu()
         paid = (pattern * (queries.positions[:, None] > sinks.positions)).sum(1)
-    count: Int[Tensor, " sink"] = (queries.positions[:, None] > sinks.positions).sum(0)
+    count: Int[Tensor, " sink"] = len(queries) - torch.searchsorted(queries.positions, sinks.positions, right=True)
     return torch.where(count > 0, paid / count.clamp(min=1), torch.nan)
 
 

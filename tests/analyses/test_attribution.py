@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from avlens import attention
 from avlens.analyses.attribution import direct_logit_attribution
 from avlens.errors import PositionError, PromptError
 from avlens.testing import tiny_clip, tiny_model
+from tests.helpers import in_chunks_of
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen3_omni", "video_salmonn2_plus", "video_salmonn_o1"])
@@ -22,7 +22,7 @@ def test_the_parts_add_up_to_the_logit(family):
 
 
 def test_a_head_is_split_by_what_it_reads(monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 4 * 90 * 5)
+    in_chunks_of(5, monkeypatch)
     model = tiny_model(n_layers=2)
     inputs = model.prepare(tiny_clip(2.0), "what do you hear ?")
     found = direct_logit_attribution(model, inputs)

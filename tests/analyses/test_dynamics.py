@@ -6,6 +6,7 @@ from avlens.analyses.dynamics import attention_dynamics
 from avlens.datasets.synthetic import ball_and_bell
 from avlens.errors import PositionError
 from avlens.tokens import word_spans
+from tests.helpers import in_chunks_of
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +14,9 @@ def model():
     return HookedAVModel.from_pretrained("avlens-tiny")
 
 
-@pytest.mark.parametrize("chunk", [2**23, 4 * 4 * 180 * 5])
-def test_each_step_is_the_row_that_predicts_its_token(model, monkeypatch, chunk):
-    monkeypatch.setattr("avlens.attention.CHUNK_BYTES", chunk)
+@pytest.mark.parametrize("rows", [10**4, 5])
+def test_each_step_is_the_row_that_predicts_its_token(model, monkeypatch, rows):
+    in_chunks_of(rows, monkeypatch)
     inputs = model.prepare(ball_and_bell(4.0, fps=2.0), "what do you hear ?")
     tokens = inputs.tokens
     sets = {"audio": tokens.audio, "some": tokens.at([20, 50, 3])}

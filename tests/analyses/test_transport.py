@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from avlens import HookedAVModel, attention
+from avlens import HookedAVModel
 from avlens.analyses.transport import exact_transport, transport
 from avlens.datasets.synthetic import QUESTIONS, counterfactual_pairs
 from avlens.errors import PositionError, PromptError
 from avlens.interventions import path_patch
 from avlens.testing import tiny_clip, tiny_model
+from tests.helpers import in_chunks_of
 
 ANSWERS = ("dog", "rain")
 EDGES = ["audio -> text", "audio -> video", "audio -> audio", "video <-> audio"]
@@ -21,7 +22,7 @@ def case():
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_the_score_is_the_gradient_times_what_the_path_patch_does_to_z(case, direction, monkeypatch):
     model, clean, silent = case
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 4 * 150 * 7)
+    in_chunks_of(7, monkeypatch)
     found = transport(model, clean, silent, EDGES, answers=ANSWERS, direction=direction)
     source, target = (clean, silent) if direction == "denoise" else (silent, clean)
     sign = 1 if direction == "denoise" else -1

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from avlens import attention, knockout, patch
+from avlens import knockout, patch
 from avlens.errors import PositionError
 from avlens.hooks import HookPoint
 from avlens.interventions.knockout import Knockout
 from avlens.testing import tiny_clip, tiny_model
-from tests.helpers import assert_equal, largest_difference, prompt_of
+from tests.helpers import assert_equal, in_chunks_of, largest_difference, prompt_of
 
 MODEL = tiny_model()
 INPUTS = MODEL.prepare(tiny_clip(1.6), "what do you hear ?")
@@ -47,7 +47,7 @@ def test_chunks_of_rows_give_what_the_whole_gives(monkeypatch):
     whole = MODEL.run_with_hooks(
         INPUTS, fwd_hooks=[(name, lambda x, hook, fn=fn: fn(x, hook=hook)) for name, fn in edit]
     )
-    monkeypatch.setattr(attention, "CHUNK_BYTES", 4 * 4 * len(TOKENS) * 5)
+    in_chunks_of(5, monkeypatch)
     assert_equal(MODEL.run_with_hooks(INPUTS, fwd_hooks=edit), whole)
 
 

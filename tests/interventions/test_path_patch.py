@@ -1,24 +1,23 @@
 import pytest
 import torch
 
-from avlens import attention
 from avlens.errors import BatchError, LayerError, PositionError
 from avlens.inputs import AVInputs
 from avlens.interventions import discard, knockout, open_path, patch, path_patch
 from avlens.testing import tiny_clip, tiny_model
-from tests.helpers import assert_equal
+from tests.helpers import assert_equal, in_chunks_of
 
 SITES = ["rot_q", "rot_k", "k", "v", "resid_pre"]
 
 
-@pytest.fixture(scope="module", params=[2**23, 4 * 4 * 150 * 40], ids=["whole", "chunks"])
+@pytest.fixture(scope="module", params=[10**4, 40], ids=["whole", "chunks"])
 def case(request):
-    before, attention.CHUNK_BYTES = attention.CHUNK_BYTES, request.param
     model, clip = tiny_model(n_layers=3), tiny_clip(4.0, size=(56, 56))
     clean, silent = (model.prepare(one, "what do you hear ?") for one in (clip, clip.silenced()))
-    caches = [model.run_with_cache(one, names_filter=SITES)[1] for one in (clean, silent)]
-    yield model, clean, silent, *caches
-    attention.CHUNK_BYTES = before
+    with pytest.MonkeyPatch.context() as patched:
+        in_chunks_of(request.param, patched)
+        caches = [model.run_with_cache(one, names_filter=SITES)[1] for one in (clean, silent)]
+        yield model, clean, silent, *caches
 
 
 def test_reading_what_is_there_changes_nothing(case):
