@@ -29,8 +29,9 @@ class Needs:
         batches: Of each batch.
         full: Of one run in full.
         in_full: How many edits are run in full.
-        kept: Bytes of what is shared, and of the results.
-        at_once: The most bytes that a run or a batch holds beside.
+        kept: Bytes of what the unedited run leaves, and of the results.
+        brought: Bytes of what edits bring.
+        at_once: The most bytes that a run holds beside what is kept, or a batch with what is brought.
         memory: How many bytes a batch may take.
         free: How many are free; None if that is not known.
         rates: At which the model works here.
@@ -41,6 +42,7 @@ class Needs:
     full: Work
     in_full: int
     kept: int
+    brought: int
     at_once: int
     memory: int
     free: int | None
@@ -95,13 +97,20 @@ def run_bytes(cfg: DecoderConfig, length: int, asked: int, hooks: Iterable[FwdHo
     return nbytes if all(is_row_wise(fn) for fn in points) else nbytes + cost.pattern_bytes(cfg, length, length)
 
 
-def kept_bytes(
-    cfg: DecoderConfig, first: int, reach: int, streams: Mapping[int, Int[Tensor, " row"]], brought: Iterable[Bringing]
-) -> int:
-    """Of what edits build on: keys and values, streams, and what edits bring."""
-    size, kv = cfg.dtype.itemsize, 2 * cfg.n_key_value_heads * cfg.d_head
-    rows = (cfg.n_layers - first) * reach + sum(len(one.positions) for one in brought)
-    return size * (rows * kv + cfg.d_model * sum(len(one) for one in streams.values()))
+def kept_bytes(cfg: DecoderConfig, first: int, reach: int, streams: Mapping[int, Int[Tensor, " row"]]) -> int:
+    """Of what the unedited run leaves: keys and values, and streams."""
+    streamed = cfg.dtype.itemsize * cfg.d_model * sum(len(one) for one in streams.values())
+    return streamed + (cfg.n_layers - first) * reach * _keys_and_values(cfg)
+
+
+def brought_bytes(cfg: DecoderConfig, brought: Iterable[Bringing]) -> int:
+    """Of the keys and values that edits bring."""
+    return sum(len(one.positions) for one in brought) * _keys_and_values(cfg)
+
+
+def _keys_and_values(cfg: DecoderConfig) -> int:
+    """Bytes of a position's, in one layer."""
+    return cfg.dtype.itemsize * 2 * cfg.n_key_value_heads * cfg.d_head
 
 
 def shared_work(cfg: DecoderConfig, length: int, reach: int, asked: Tensor, brought: Iterable[Bringing]) -> Work:

@@ -91,7 +91,7 @@ class Plan:
         if self.builds_on_unedited:
             lines.append(
                 f"1 unedited run{' and what edits bring with them' if self.brought else ''}, shared: "
-                f"{needs.shared.total / full:.2f}, {cost.size(needs.kept)} kept"
+                f"{needs.shared.total / full:.2f}, {cost.size(needs.kept + needs.brought)} kept"
             )
         if self.batches:
             lines.append(_said(self.batches, [one.total / full for one in needs.batches]))
@@ -161,17 +161,27 @@ def plan_sweep(
         batches, brought, streams, shared, each = (), (), {}, full, ()
     first = min((batch.starts[0] for batch in batches), default=0)
     builds = bool(batches or unchanged)
-    kept = needs.kept_bytes(cfg, first, reach, streams, brought) if builds else 0
+    kept = needs.kept_bytes(cfg, first, reach, streams) if builds else 0
+    carried = needs.brought_bytes(cfg, brought)
     kept += 2 * cost.logits_bytes(cfg, len(chosen)) * len(hooks)
     at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds
     at_once += [needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
     at_once += [
-        needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits))
+        carried + needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits))
         for batch in batches
     ]
     rates = rates_of(model) if timed else Rates()
     taken = Needs(
-        shared if builds else Work(), each, full, len(in_full), kept, max(at_once, default=0), memory, free, rates
+        shared if builds else Work(),
+        each,
+        full,
+        len(in_full),
+        kept,
+        carried,
+        max(at_once, default=0),
+        memory,
+        free,
+        rates,
     )
     return Plan(tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, taken)
 
