@@ -105,6 +105,7 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         self._model = (model,)
         self.inputs, self.run = inputs, run
         self.original: Sequence[Reading] | None = None
+        self.reading: Reading | None = None
         self.logits: list[Tensor] | None = None
         self.written = torch.empty(len(inputs), 0, dtype=torch.long)
         self.rows = self._rows()
@@ -157,10 +158,13 @@ class Loop(nn.Module, GenerationMixin):  # type: ignore[misc]
         streams = 1 if self.run is None else self.run.n_streams
         step = None if past_key_values.seen == 0 else input_ids.repeat(streams, 1)
         ahead: object = self.run
-        if step is None and isinstance(ahead, ReadAhead):
+        copies = input_ids.shape[0] // len(self.inputs)
+        if self.reading is not None:
+            logits, self.reading = self.reading.logits.repeat_interleave(copies, 0), None
+            past_key_values.batch_repeat_interleave(copies)
+        elif step is None and isinstance(ahead, ReadAhead):
             logits = self._taken_over(ahead.hand_over(), past_key_values)
         else:
-            copies = input_ids.shape[0] // len(self.inputs)
             rows = self.rows if copies == 1 else AVInputs.batch([row for row in self.rows for _copy in range(copies)])
             logits = self.model.advance(rows, step, past_key_values)[:, -1]
         if self.run is not None:
@@ -249,6 +253,26 @@ def refuse_recording_beams(config: GenerationConfig, recorded: Sequence[Any]) ->
             f"activations of {config.num_beams} beams cannot be recorded: beams change places at every step. Generate first, "
             "then run_with_cache on the answer (prepare(..., answer_prefix=out.text))."
         )
+
+
+def refuse_other_readings(reading: Reading, inputs: AVInputs, decoding: Any, recorded: Sequence[Any]) -> None:
+    """A reading stands for these prompts, and for the run that would have read them.
+
+    Raises:
+        DecodingError: If it is of others, or if something is asked for that only reading them gives.
+    """
+    rows, seen = len(reading.logits), reading.past.seen
+    if (rows, seen) != tuple(inputs.shape):
+        raise DecodingError(
+            f"the reading is of {rows} prompts of {seen} positions, but the inputs are {inputs!r}. Pass model.read(inputs)."
+        )
+    if decoding is not None or recorded:
+        what = (
+            "activations of the prompt cannot be recorded any more"
+            if decoding is None
+            else f"{decoding!r} reads by itself"
+        )
+        raise DecodingError(f"the prompts were read before, so {what}. Leave out reading=.")
 
 
 def all_hooks(

@@ -49,6 +49,7 @@ from avlens.generation import (
     all_hooks,
     generation_config,
     refuse_no_method,
+    refuse_other_readings,
     refuse_recording_beams,
 )
 from avlens.hooks import DecodingMethod, FwdHook, HookedRootModule, HookPoint, Run, on_rows, running, through, watched
@@ -406,7 +407,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             cache.remove_batch_dim()
         return logits, cache
 
-    def generate(
+    def generate(  # noqa: PLR0913
         self,
         inputs: AVInputs | Int[Tensor, "batch pos"],
         max_new_tokens: int = 64,
@@ -417,6 +418,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         reductions: Sequence[Reduction] = (),
         device: str | torch.device | None = None,
         seed: int | None = None,
+        reading: Reading | None = None,
         keep_logits: bool = False,
         logits_processor: Any = None,
         stopping_criteria: Any = None,
@@ -434,6 +436,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             reductions: What to record instead of whole activations.
             device: Where to keep what is recorded.
             seed: For sampling; the global generator is left as it was.
+            reading: What was read of these prompts before (`read`), so that they are not read again, however many answers are
+                written; hooks act on the steps alone then.
             keep_logits: Whether to return each step's logits as the model made them, before any processor.
             logits_processor: transformers' LogitsProcessorList.
             stopping_criteria: transformers' StoppingCriteriaList.
@@ -441,7 +445,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             options: transformers' GenerationConfig's, such as `do_sample`, `temperature`, `num_beams`.
 
         Raises:
-            DecodingError: If the decoding method cannot run with these options.
+            DecodingError: If the decoding method cannot run with these options, or the reading is of other prompts.
         """
         if max_new_tokens < 1:
             raise DecodingError(f"max_new_tokens is {max_new_tokens}. Ask for at least one token.")
@@ -452,17 +456,21 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
                 torch.manual_seed(seed)
             run = self._start(decoding, inputs, config)
             recorder = self._recorder(names_filter, reductions, device, detach=True)
-            refuse_recording_beams(config, [*recorder.full_names, *recorder.reductions])
+            refuse_recording_beams(config, recorded := [*recorder.full_names, *recorder.reductions])
+            past = KeyValues()
+            if reading is not None:
+                refuse_other_readings(reading, inputs, decoding, recorded)
+                past = reading.past.first(reading.past.seen)
             hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
             loop: Any = Loop(self, inputs, run)
-            loop.logits = [] if keep_logits else None
+            loop.logits, loop.reading = [] if keep_logits else None, reading
             if isinstance(run, ReadAhead) and (own := [*fwd_hooks, *recorder.hooks()]):
                 with self.hooks(on_rows(own, range(len(inputs)))):
                     loop.original = [self._read(inputs, KeyValues())]
             with self.hooks(hooks):
                 ids: Tensor = loop.generate(
                     input_ids=inputs.ids.clamp(min=0).to(self.device), attention_mask=inputs.attention_mask.to(self.device),
-                    generation_config=config, past_key_values=KeyValues(), logits_processor=logits_processor,
+                    generation_config=config, past_key_values=past, logits_processor=logits_processor,
                     stopping_criteria=stopping_criteria, streamer=streamer, tokenizer=self.tokenizer,
                 )  # fmt: skip
         new = ids[:, inputs.shape[1] :]

@@ -6,6 +6,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 
 from avlens import knockout, patch, reweight
 from avlens.decoder import KeyValues
+from avlens.decoding import PAI
 from avlens.errors import BatchError, DecodingError
 from avlens.hooks import first_query_pos
 from avlens.inputs import AVInputs
@@ -236,3 +237,21 @@ def test_a_model_remembers_a_fact_of_its_weights_until_they_change():
     assert model.remember("q", find) == 3
     model.forget_encodings()
     assert model.remember("q", find) == 6
+
+
+def test_what_was_read_once_is_written_from_many_times():
+    inputs = AVInputs.batch([prompt_of(MODEL, kind) for kind in ("video_and_audio", "text")])
+    reading, passes = MODEL.read(inputs), []
+    count = [("blocks.0.hook_resid_pre", lambda x, hook: passes.append(x.shape[1]))]
+    for options in ({}, {"num_beams": 2}, {"do_sample": True, "seed": 3}, {"num_return_sequences": 2, "num_beams": 2}):
+        slow = MODEL.generate(inputs, 4, **options)
+        passes.clear()
+        assert torch.equal(MODEL.generate(inputs, 4, reading=reading, fwd_hooks=count, **options).tokens, slow.tokens)
+        assert set(passes) == {1}  # steps alone
+    assert reading.past.seen == inputs.shape[1]
+    with pytest.raises(DecodingError, match="the reading is of 2 prompts"):
+        MODEL.generate(inputs[0], 4, reading=reading)
+    with pytest.raises(DecodingError, match="cannot be recorded any more"):
+        MODEL.generate(inputs, 4, reading=reading, names_filter=["resid_pre"])
+    with pytest.raises(DecodingError, match=r"PAI\(.*reads by itself"):
+        MODEL.generate(inputs, 4, reading=reading, decoding=PAI())

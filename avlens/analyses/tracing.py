@@ -27,14 +27,14 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from avlens import display, names
 from avlens.cache import AVCache
 from avlens.contrast import Direction, check_pair
-from avlens.engine import sweep
+from avlens.engine import read_edited, sweep
 from avlens.engine.estimate import watched_run
 from avlens.errors import LayerError, PromptError
+from avlens.generation import Reading
 from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
 from avlens.interventions import patch
@@ -301,17 +301,23 @@ class _Tracer:
         if self.step == "first":
             own, *patched = sweep(self.model, target, edits, logits_at=target.tokens.last, progress=progress)
         else:
-            bar = tqdm(edits.values(), desc=progress, unit="edit", disable=progress is None)
-            own, *patched = [self._written(target, edit) for edit in bar]
+            says = progress and f"{progress}, answers on top"
+            written = read_edited(
+                self.model, target, edits, lambda name, one: self._written(target, edits[name], one), progress=says
+            )
+            own, *patched = written.values()
         return own, patched
 
     def _source_run(self) -> Float[Tensor, "step d_vocab"]:
         source = self.clean if self.direction == "denoise" else self.corrupt
-        return self.source_logits if self.step == "first" else self._written(source, [])
+        return self.source_logits if self.step == "first" else self._written(source, [], None)
 
-    def _written(self, inputs: AVInputs, hooks: list[FwdHook]) -> Float[Tensor, "step d_vocab"]:
-        written: Tensor = self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, keep_logits=True).logits[0]
-        return written
+    def _written(
+        self, inputs: AVInputs, hooks: list[FwdHook], reading: Reading | None
+    ) -> Float[Tensor, "step d_vocab"]:
+        found = self.model.generate(inputs, self.max_new_tokens, fwd_hooks=hooks, reading=reading, keep_logits=True)
+        logits: Tensor = found.logits[0]
+        return logits
 
     def _answers(self, clean: Tensor, corrupt: Tensor) -> tuple[tuple[str, str], _Words]:
         """What the clean and the corrupted run answer, and by which first tokens."""

@@ -91,17 +91,19 @@ def touch_of(full_name: str, fn: Any, layout: str) -> Touch | None:
     return Touch(layer, site, fn.touches.mask, fn.overwrites, fn=table)
 
 
-def steps_of(touches: Sequence[Touch], n_layers: int, asked: Bool[Tensor, " pos"]) -> list[Step | None]:
-    """What is computed of each layer; None where nothing is."""
+def steps_of(
+    touches: Sequence[Touch], n_layers: int, asked: Bool[Tensor, " pos"], *, reading: bool = False
+) -> list[Step | None]:
+    """What is computed of each layer; None where nothing is. `reading`: all keys and values are asked for as well."""
     n, by_layer = len(asked), [[touch for touch in touches if touch.layer == layer] for layer in range(n_layers)]
     changed, gone = _upwards(by_layer, n)
     steps: list[Step | None] = [None] * n_layers
     leave = asked & changed[n_layers]
     for layer in reversed(range(n_layers)):
-        if not leave.any():
-            break
         keys = (changed[layer] | _where(before_keys(by_layer[layer]), n)) & ~gone[layer]
-        reach = leave | (keys & _up_to_last(leave))
+        reach = leave | (keys if reading else keys & _up_to_last(leave))
+        if not reach.any():
+            break
         over = _written_over(by_layer[layer], leave)
         brought = reach & ~leave & over & _from_tables(by_layer[layer], n)
         enter = reach & ~brought

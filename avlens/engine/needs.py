@@ -76,18 +76,21 @@ def batch_work(cfg: DecoderConfig, batch: Batch, hooks: Sequence[Hooks]) -> Work
     return work + Work(2.0 * cfg.d_model * cfg.d_vocab * len(batch.last) * len(batch.edits))
 
 
-def batch_bytes(cfg: DecoderConfig, steps: Mapping[int, Step], hooks: Sequence[Hooks], edits: int) -> int:
-    """The most that so many edits hold together that need these steps."""
-    most = 0
+def batch_bytes(
+    cfg: DecoderConfig, steps: Mapping[int, Step], hooks: Sequence[Hooks], edits: int, *, reading: bool = False
+) -> int:
+    """The most that so many edits hold together that need these steps; `reading` if each keeps its keys and values."""
+    most, length = 0, int(steps[max(steps)].enter[-1]) + 1
     for layer, step in steps.items():
-        keys = int(step.enter[-1]) + 1
+        keys = length if reading else int(step.enter[-1]) + 1
         points = [(name, fn) for own in hooks for name, fn in own if _is_attention(name, layer)]
         nbytes = cost.block_bytes(cfg, len(step.enter), len(step.leave), keys, edits=edits, explicit=bool(points))
         if not all(is_row_wise(fn) for _, fn in points):
             nbytes += cost.pattern_bytes(cfg, len(step.leave), keys) * edits
         most = max(most, nbytes)
     last = steps[max(steps)]
-    return most + cost.logits_bytes(cfg, len(last.leave)) * edits
+    pasts = cfg.n_layers * length * _keys_and_values(cfg) if reading else 0
+    return most + (cost.logits_bytes(cfg, len(last.leave)) + pasts) * edits
 
 
 def run_bytes(cfg: DecoderConfig, length: int, asked: int, hooks: Iterable[FwdHook]) -> int:

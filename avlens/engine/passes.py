@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens import names
-from avlens.decoder import AttentionMode, Pass, rotary
+from avlens.decoder import AttentionMode, KeyValues, Pass, rotary
 from avlens.engine.brought import Brought
 from avlens.engine.changes import Step
 from avlens.engine.unedited import Splice, Unedited
@@ -52,10 +52,12 @@ def run_batch(
     hooks: Sequence[Sequence[tuple[str, HookFn]]],
     attn: AttentionMode,
     tick: Callable[[int], None],
+    pasts: Sequence[KeyValues] = (),
 ) -> Float[Tensor, "edit pos d_vocab"]:
     """Logits of the changed rows among those asked for, `batch.last`, under each edit.
 
-    `hooks` has full names only; `tick` is told each layer.
+    `hooks` has full names only; `tick` is told each layer; `pasts` take over keys and values of each edit, from the
+    layer on at which it joins.
     """
     bound: list[FwdHook] = []
     for row, (own, start) in enumerate(zip(hooks, batch.starts, strict=True)):
@@ -72,14 +74,25 @@ def run_batch(
             n = sum(start <= layer for start in batch.starts)
             x = _entering(unedited, layer, step, x, below, n)
             run.padding, run.layouts, run.query_index = inputs.padding.expand(n), inputs.layouts * n, step.enter
-            at.past, at.asked = Splice(unedited, brought, batch.edits[:n], step), step.leave
+            at.past, at.asked = Splice(unedited, brought, batch.edits[:n], step, pasts[:n]), step.leave
             at.additions = unedited.added(layer, step.enter, n)
             if made is None or not torch.equal(made, step.enter):
                 made, turned = step.enter, (cos[:, step.enter], sin[:, step.enter])
             at.cos, at.sin = turned
-            x, below = model.blocks[layer](x, at), step.leave
+            x, below = _through(model.blocks[layer], layer, x, at), step.leave
             tick(layer)
         return model.read_out(x)
+
+
+def _through(block: Any, layer: int, x: Float[Tensor, "edit enter d_model"], at: Pass) -> Tensor:
+    """The stream of the rows that leave a block; where none does, their keys and values are all that is made."""
+    assert at.asked is not None
+    if len(at.asked):
+        out: Tensor = block(x, at)
+        return out
+    k, v = block.keys_and_values(x, at)
+    at.read(layer, k.transpose(1, 2), v.transpose(1, 2))
+    return x[:, :0]
 
 
 def acts(name: str, fn: Any, steps: Mapping[int, Step], start: int) -> bool:

@@ -51,6 +51,7 @@ class Plan:
         streams: Of which layers' streams the unedited run keeps which positions.
         reach: How many positions of the unedited run are read, from the first on; it goes no further.
         asked: Positions that are asked for, in their order.
+        reading: Whether keys and values of each edit are kept.
         needs: What it takes.
     """
 
@@ -63,6 +64,7 @@ class Plan:
     streams: Mapping[int, Int[Tensor, " row"]]
     reach: int
     asked: Int[Tensor, " asked"]
+    reading: bool
     needs: Needs
 
     @property
@@ -72,8 +74,8 @@ class Plan:
 
     @property
     def first(self) -> int:
-        """The first layer that an edit changes."""
-        return min((batch.starts[0] for batch in self.batches), default=0)
+        """The first layer of which the unedited run's keys and values are needed: that which an edit changes, or all."""
+        return 0 if self.reading else min((batch.starts[0] for batch in self.batches), default=0)
 
     @property
     def runs(self) -> float:
@@ -116,9 +118,10 @@ def plan_sweep(
     *,
     logits_at: TokenSet | None = None,
     memory: int | None = None,
+    reading: bool = False,
     timed: bool = True,
 ) -> Plan:
-    """How `sweep` will run these edits; arguments as there.
+    """How `sweep`, or `read_edited`, will run these edits; arguments as there.
 
     Args:
         model: A HookedAVModel.
@@ -126,6 +129,7 @@ def plan_sweep(
         edits: Lists of hooks, by name.
         logits_at: Positions to unembed.
         memory: How many bytes a batch may take; by default half of what is free.
+        reading: Whether keys and values of each edit are kept, as `read_edited` keeps them.
         timed: Whether to measure how fast the model works here, which takes a moment the first time.
 
     Raises:
@@ -145,21 +149,21 @@ def plan_sweep(
     schedules: dict[int, dict[int, Step]] = {}
     for edit, own in touches.items():
         _refuse_discarded(own, chosen)
-        steps = steps_of(own, n_layers, chosen.mask)
+        steps = steps_of(own, n_layers, chosen.mask, reading=reading)
         schedules[edit] = {layer: step for layer, step in enumerate(steps) if step is not None}
     unchanged = tuple(edit for edit, steps in schedules.items() if not steps)
     cfg, free = model.cfg, cost.free_bytes(model.device)
     memory = memory or (free // 2 if free is not None else UNKNOWN_MEMORY)
-    batches = _batched(cfg, {edit: steps for edit, steps in schedules.items() if steps}, hooks, memory)
+    batches = _batched(cfg, {edit: steps for edit, steps in schedules.items() if steps}, hooks, memory, reading)
     brought, streams = bringings(tokens, schedules, touches), _streams(schedules.values(), len(tokens))
-    reach = len(tokens) if unchanged else _reach(model, batches, streams, chosen)
+    reach = len(tokens) if unchanged or reading else _reach(model, batches, streams, chosen)
     shared = needs.shared_work(cfg, len(tokens), reach, chosen.positions, brought)
     each = tuple(needs.batch_work(cfg, batch, [hooks[edit] for edit in batch.edits]) for batch in batches)
     full = cost.run_work(cfg, len(tokens), chosen.positions)
     if batches and sum(each, shared).total >= full.total * len(schedules):
         in_full |= {edit: "that is less work" for edit, steps in schedules.items() if steps}
         batches, brought, streams, shared, each = (), (), {}, full, ()
-    first = min((batch.starts[0] for batch in batches), default=0)
+    first = 0 if reading else min((batch.starts[0] for batch in batches), default=0)
     builds = bool(batches or unchanged)
     kept = needs.kept_bytes(cfg, first, reach, streams) if builds else 0
     carried = needs.brought_bytes(cfg, brought)
@@ -167,7 +171,8 @@ def plan_sweep(
     at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds
     at_once += [needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
     at_once += [
-        carried + needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits))
+        carried
+        + needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits), reading=reading)
         for batch in batches
     ]
     rates = rates_of(model) if timed else Rates()
@@ -183,7 +188,9 @@ def plan_sweep(
         free,
         rates,
     )
-    return Plan(tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, taken)
+    return Plan(
+        tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, reading, taken
+    )
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:
@@ -216,7 +223,11 @@ def _refuse_discarded(touches: Iterable[Touch], asked: TokenSet) -> None:
 
 
 def _batched(
-    cfg: DecoderConfig, schedules: Mapping[int, Mapping[int, Step]], hooks: Sequence[needs.Hooks], memory: int
+    cfg: DecoderConfig,
+    schedules: Mapping[int, Mapping[int, Step]],
+    hooks: Sequence[needs.Hooks],
+    memory: int,
+    reading: bool,
 ) -> tuple[Batch, ...]:
     """Edits that need the same rows from the start of the later one on, together; those that begin first come first."""
     members: list[list[int]] = []
@@ -229,7 +240,7 @@ def _batched(
         if batch is None or len(members[batch]) >= room[batch]:
             batch = len(members)
             members.append([])
-            alone = needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1)
+            alone = needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1, reading=reading)
             room.append(max(1, min(ROWS // _most_rows(schedules[edit]), memory // alone)))
             open_at |= dict.fromkeys(from_layer.values(), batch)
         members[batch].append(edit)

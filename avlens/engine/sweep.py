@@ -4,26 +4,31 @@
 
 The unedited run is shared: of each edit only the rows are computed that it can change and that the asked positions can
 notice (`changes`), edits that need the same rows together (`plan`). The result is that of running each edit in full, which is
-what happens to an edit that does not say what it touches. `plan_sweep` tells beforehand; `print` it.
+what happens to an edit that does not say what it touches. `plan_sweep` tells beforehand; `print` it. `read_edited` keeps the keys
+and values of each edit as well, from which its answer is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from avlens.decoder import AttentionMode
+from avlens.decoder import AttentionMode, KeyValues
 from avlens.engine.brought import bring
 from avlens.engine.estimate import Bar, bar_of, refuse
 from avlens.engine.passes import run_batch
 from avlens.engine.plan import Plan, plan_sweep
-from avlens.engine.unedited import run_unedited
+from avlens.engine.unedited import Unedited, run_unedited
+from avlens.generation import Reading
 from avlens.hooks import FwdHook
 from avlens.inputs import AVInputs
 from avlens.model import HookedAVModel
 from avlens.tokens import TokenSet
+
+T = TypeVar("T")
 
 Measure = Callable[[Float[Tensor, "pos d_vocab"]], Tensor]
 
@@ -64,12 +69,55 @@ def sweep(
         refuse(f"a sweep of {len(edits)} edit{'s' * (len(edits) != 1)}", estimate, len(inputs.prompt.tokens), _REMEDY)
         found: dict[int, Tensor] = {}
         with bar_of(model.cfg, sum(plan.needs.shares), progress, estimate) as bar:
-            for edit, logits in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
+            for edit, logits, _ in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
                 found[edit] = logits if measure is None else measure(logits)
                 bar.say(f"{len(found)} of {len(edits)} edits")
         if not found:
             return torch.empty(0, len(plan.asked), model.cfg.d_vocab)
         return torch.stack([found[edit] for edit in range(len(found))])
+
+
+def read_edited(
+    model: HookedAVModel,
+    inputs: AVInputs,
+    edits: Mapping[str, Sequence[FwdHook]],
+    use: Callable[[str, Reading], T],
+    *,
+    memory: int | None = None,
+    progress: str | None = None,
+) -> dict[str, T]:
+    """What `use` makes of one prompt as `model.read` reads it under each edit by itself, by the edit's name.
+
+        def answer(name: str, reading: Reading) -> str:
+            return model.generate(inputs, reading=reading, fwd_hooks=edits[name]).text
+
+        read_edited(model, inputs, edits, answer)
+
+    Args:
+        model: A HookedAVModel.
+        inputs: One prompt.
+        edits: Lists of hooks, by name. An empty list is the unedited reading.
+        use: Is given an edit's name and its reading, which is let go of afterwards.
+        memory: How many bytes a batch of edits may take; by default half of what is free.
+        progress: What a progress bar says, beside what the readings are going to take; none by default.
+
+    Raises:
+        BatchError: If the inputs hold several prompts.
+        HookError: If an edit names a hook point that the model does not have.
+        PositionError: If an edit discards the prompt's last position.
+        TooLargeError: If the free memory cannot hold what the edits build on and one of them, before anything runs.
+    """
+    last = inputs.prompt.tokens.last
+    found: dict[str, T] = {}
+    with model.alone():
+        plan = plan_sweep(model, inputs, edits, logits_at=last, memory=memory, reading=True, timed=progress is not None)
+        refuse(f"a reading of {len(edits)} edits", plan.estimate, len(inputs.prompt.tokens), "Shorten the clip.")
+        with bar_of(model.cfg, sum(plan.needs.shares), progress, plan.estimate) as bar:
+            for edit, logits, past in _each(model, inputs, plan, last, model.attn, bar):
+                assert past is not None
+                found[plan.names[edit]] = use(plan.names[edit], Reading(past, logits, None))
+                bar.say(f"{len(found)} of {len(edits)} edits")
+    return {name: found[name] for name in edits}
 
 
 def _moved(bar: Bar, amount: float, layer: int) -> None:  # noqa: ARG001
@@ -81,12 +129,17 @@ _REMEDY = "Ask for fewer logits (logits_at=), or shorten the clip."
 
 def _each(
     model: HookedAVModel, inputs: AVInputs, plan: Plan, logits_at: TokenSet | None, attn: AttentionMode, bar: Bar
-) -> Iterator[tuple[int, Float[Tensor, "pos d_vocab"]]]:
-    """The number of each edit and its logits, in the order in which they are computed."""
+) -> Iterator[tuple[int, Float[Tensor, "pos d_vocab"], KeyValues | None]]:
+    """The number of each edit, its logits, and keys and values if they are kept, in the order in which they are computed."""
     shared, full, *each = plan.needs.shares
     for edit in plan.in_full:
         ticks = bar.of_run(full / len(plan.in_full)) if not model.watched_points() else []
-        yield edit, model.run_with_hooks(inputs, [*plan.hooks[edit], *ticks], logits_at=logits_at, attn=attn)[0]
+        hooks: list[FwdHook] = [*plan.hooks[edit], *ticks]
+        if plan.reading:
+            reading = model.read(inputs, fwd_hooks=hooks)
+            yield edit, reading.logits, reading.past
+        else:
+            yield edit, model.run_with_hooks(inputs, hooks, logits_at=logits_at, attn=attn)[0], None
     if not plan.builds_on_unedited:
         return
     ticks = bar.of_run(shared)
@@ -94,18 +147,28 @@ def _each(
         model, inputs, plan.streams, plan.first, plan.reach, logits_at=logits_at, attn=attn, also=ticks
     )
     for edit in plan.unchanged:
-        yield edit, unedited.logits[0]
+        yield edit, unedited.logits[0], _past(inputs, unedited, range(model.cfg.n_layers)) if plan.reading else None
     brought = bring(model, inputs, plan.brought)
     for batch, share in zip(plan.batches, each, strict=True):
-        hooks = [plan.hooks[edit] for edit in batch.edits]
+        own_hooks = [plan.hooks[edit] for edit in batch.edits]
         by_layer = share / len(batch.steps)
-        rows = run_batch(model, inputs, unedited, brought, batch, hooks, attn, partial(_moved, bar, by_layer))
+        pasts = [_past(inputs, unedited, range(start)) for start in batch.starts] if plan.reading else []
+        rows = run_batch(
+            model, inputs, unedited, brought, batch, own_hooks, attn, partial(_moved, bar, by_layer), pasts
+        )
         changed = torch.isin(plan.asked, batch.last)
         which = torch.searchsorted(batch.last, plan.asked[changed])
-        for edit, own in zip(batch.edits, rows, strict=True):
-            if len(which) == len(plan.asked):
-                yield edit, own[which]
-                continue
-            logits = unedited.logits[0].clone()
-            logits[changed] = own[which]
-            yield edit, logits
+        for row, (edit, own) in enumerate(zip(batch.edits, rows, strict=True)):
+            logits = own[which]
+            if len(which) < len(plan.asked):
+                logits = unedited.logits[0].clone()
+                logits[changed] = own[which]
+            yield edit, logits, pasts[row] if pasts else None
+
+
+def _past(inputs: AVInputs, unedited: Unedited, layers: range) -> KeyValues:
+    """Of the whole prompt, the unedited run's keys and values in the first layers."""
+    past = KeyValues()
+    unedited.read(layers, past)
+    past.seen = inputs.shape[1]
+    return past

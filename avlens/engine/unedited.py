@@ -3,7 +3,7 @@
 A `Splice` stands in for the keys and values of one pass: those of the unedited run, with the pass's own in their places.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens import names
-from avlens.decoder import AttentionMode
+from avlens.decoder import AttentionMode, KeyValues
 from avlens.engine.brought import Brought
 from avlens.engine.changes import Step
 from avlens.hooks import FwdHook, HookPoint
@@ -19,6 +19,8 @@ from avlens.inputs import AVInputs
 from avlens.interventions.discard import Discard
 from avlens.model import HookedAVModel
 from avlens.tokens import TokenSet
+
+_READ = ("rot_k", "v")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +50,12 @@ class Unedited:
         """What is added to the stream that enters a block, of `n` edits, in the place where `Pass.additions` has it."""
         found = self.kept.get(f"blocks.{layer}.hook_deepstack")
         return () if found is None else (found[:, positions].expand(n, -1, -1),) * layer
+
+    def read(self, layers: Iterable[int], into: KeyValues) -> None:
+        """Hand over its keys and values of some layers."""
+        for layer in layers:
+            k, v = (self.kept[names.at(site, layer)].transpose(1, 2) for site in _READ)
+            into.extend(layer, k, v, torch.arange(k.shape[2]))
 
     @property
     def nbytes(self) -> int:
@@ -121,19 +129,27 @@ class Splice:
         brought: What edits bring.
         edits: Which edit each row of the batch is.
         step: What is computed.
+        pasts: Where each edit's keys and values are kept, if they are.
     """
 
     unedited: Unedited
     brought: Brought
     edits: Sequence[int]
     step: Step
+    pasts: Sequence[KeyValues] = ()
 
     def extend(self, layer: int, k: Tensor, v: Tensor, index: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor, Tensor]:
-        """All keys, values and positions up to the last row's."""
-        end = int(index[-1]) + 1
+        """All keys, values and positions up to the last row's; of the whole prompt where they are kept."""
+        k, v, index = self._whole(layer, k, v, index)
+        for row, past in enumerate(self.pasts):
+            past.extend(layer, k[row : row + 1], v[row : row + 1], index)
+        return k, v, index
+
+    def _whole(self, layer: int, k: Tensor, v: Tensor, index: Int[Tensor, " pos"]) -> tuple[Tensor, Tensor, Tensor]:
+        end = self.unedited.kept[names.at("v", layer)].shape[1] if self.pasts else int(index[-1]) + 1
         if len(index) == end:
             return k, v, index
-        own = {"rot_k": k.transpose(1, 2), "v": v.transpose(1, 2)}
+        own = dict(zip(_READ, (k.transpose(1, 2), v.transpose(1, 2)), strict=True))
         whole = [self._unedited(site, layer, len(k), end) for site in own]
         if len(self.step.brought):
             for row, edit in enumerate(self.edits):

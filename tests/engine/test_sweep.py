@@ -5,7 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from avlens.engine import plan_sweep, sweep, unedited
+from avlens.engine import plan_sweep, read_edited, sweep, unedited
 from avlens.errors import BatchError, HookError, LayerError, PositionError
 from avlens.families import FAMILIES
 from avlens.inputs import AVInputs
@@ -124,6 +124,37 @@ def test_a_sweep_is_each_edit_by_itself(family, drawn, asked):
     assert found.shape == (len(edits), len(asked), case.model.cfg.d_vocab)
     for row, hooks in zip(found, edits.values(), strict=True):
         assert_equal(row, case.in_full(hooks, asked))
+
+
+@pytest.mark.parametrize("family", CASES)
+@settings(phases=[Phase.generate], max_examples=5)
+@given(drawn=st.lists(st.lists(EDIT, min_size=1, max_size=2), min_size=1, max_size=3))
+def test_an_edited_reading_is_that_of_the_edit_by_itself(family, drawn):
+    case, last = CASES[family], CASES[family].tokens.last
+    edits = {"none": [], "unknown": [("blocks.1.hook_mlp_out", lambda x, hook: 0.5 * x)]}
+    for name, added in enumerate(drawn):
+        edits[str(name)] = [hook for one in added for hook in hooks_of(case, one)[0]]
+
+    def check(name, reading):
+        slow = case.model.read(case.inputs, fwd_hooks=edits[name])
+        assert_equal(reading.logits, slow.logits)
+        assert reading.past.seen == slow.past.seen == case.n
+        for layer, (ours, theirs) in enumerate(zip(reading.past.layers, slow.past.layers, strict=True)):
+            assert torch.equal(reading.past.key_index[layer], slow.past.key_index[layer])
+            assert_equal(ours.keys, theirs.keys)
+            assert_equal(ours.values, theirs.values)
+        written = [
+            case.model.generate(case.inputs, 3, reading=one, fwd_hooks=edits[name], keep_logits=True)
+            for one in (reading, reading, None)
+        ]
+        assert written[0].tokens.tolist() == written[1].tokens.tolist() == written[2].tokens.tolist()
+        assert_equal(written[0].logits, written[2].logits)
+        return name
+
+    found = read_edited(case.model, case.inputs, edits, check)
+    assert list(found) == list(found.values()) == list(edits)
+    with pytest.raises(PositionError, match="discarded"):
+        read_edited(case.model, case.inputs, {"gone": [("blocks.1.hook_resid_pre", Discard(last))]}, check)
 
 
 @pytest.mark.parametrize("site", [("resid_pre",), ("ln1.normalized",), ("k", "v"), ("rot_k", "v")])
