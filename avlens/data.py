@@ -95,7 +95,7 @@ def read_data(
         seed: Of synthetic clips.
 
     Raises:
-        DatasetError: If there is no such file, or nothing knows its format.
+        DatasetError: If there is no such file or folder, nothing knows its format, or it names no clip.
     """
     name, _, count = str(source).partition(":")
     if seed < 0:
@@ -112,7 +112,11 @@ def read_data(
         raise DatasetError(
             f"there is no data set {str(source)!r}. Pass 'synthetic:40', or a csv, json or jsonl file that exists."
         )
+    if not Path(clips).is_dir():
+        raise DatasetError(f"there is no folder {str(clips)!r}. Pass the one with the clips of {source}.")
     found = tuple(islice(_samples(path, Path(clips), task), limit))
+    if not found:
+        raise DatasetError(f"{source} names no clip. Pass a data set that does.")
     if task == "describe":
         found = tuple(replace(one, question=DESCRIBE, options=(), label="") for one in found)
     return Data(found, partial(read_clip, **(sampling or {})), "letters", Vocabulary.sounding())

@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -197,7 +197,7 @@ class RecordFolder:
             return
         if before is not None and not before.problem:
             raise RecordError(f"{record.key} has a record already. Each sample, condition and seed is measured once.")
-        self._waiting.append(_line(asdict(record)))
+        self._waiting.append(_line(vars(record)))
         self.done[record.key] = record
         now = time.monotonic()
         if now - self._written >= max(SHORTEST, (now - self._started) / 100):
@@ -295,6 +295,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return _restored(manifest)
 
 
+def refuse_other(folder: str | Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another run, as far as is known what this one is.
+
+    Raises:
+        RecordError: If it does.
+    """
+    if (Path(folder) / MANIFEST).exists():
+        _merged(read_manifest(Path(folder)), _restored(json.loads(_line(identity))), str(folder))
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there in full or not at all, even if the process is killed or the power fails."""
     part = path.with_name(path.name + ".part")
@@ -326,7 +336,7 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def line_length(record: Record) -> int:
     """How many bytes a record takes on the disk."""
-    return len(_line(asdict(record))) + 1
+    return len(_line(vars(record))) + 1
 
 
 def nan_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -387,6 +397,8 @@ def _without_nan(value: Any) -> Any:
     """JSON has no NaN; null stands for it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, (str, int)):  # Most values; whether something is a mapping takes longer to tell.
+        return value
     if isinstance(value, Mapping):
         return {str(key): _without_nan(one) for key, one in value.items()}
     return [_without_nan(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -194,6 +194,8 @@ def test_models_and_check(run):
         (["table", "synthetic:2", "--out", __file__], "cannot be made (File exists)"),
         (["check", "/"], "no config.json"),
         (["run", "lens", "--data", "nothing", "--out", "x"], "no data set 'nothing'"),
+        (["run", "lens", "--data", "EMPTY", "--out", "x"], "names no clip"),
+        (["run", "lens", "--data", "EMPTY", "--out", "x", "--clips", "/no/where"], "there is no folder '/no/where'"),
         (["run", "fly", "--data", "synthetic:1", "--out", "x"], "fly"),
         (["run", "lens", "--data", "synthetic:1", "--out", __file__], "cannot be"),
         (["fly"], "fly"),
@@ -205,8 +207,9 @@ def test_models_and_check(run):
         (["caption", "CLIP", "--dtype", "int8"], "is no dtype"),
     ],
 )
-def test_bad_input_is_said_and_ends_with_2(run, clip, halves, arguments, says):
-    files = {"CLIP": clip, **halves}
+def test_bad_input_is_said_and_ends_with_2(run, clip, halves, tmp_path, arguments, says):
+    (tmp_path / "empty.jsonl").touch()
+    files = {"CLIP": clip, "EMPTY": tmp_path / "empty.jsonl", **halves}
     code, out, err = run(*[files.get(argument, argument) for argument in arguments])
     assert code == 2 and says in err and not out
 

@@ -73,6 +73,8 @@ def _rows(table: Path) -> list[tuple[str, int, str, str]]:
                     f"{table}, line {number} is {','.join(row)!r}. Write YouTube id, start in seconds, label and split."
                 )
             rows.append((row[0], int(row[1]), row[2].strip(), row[3].strip()))
+    if not rows:
+        raise DatasetError(f"{table} names no clip. Pass a data set that does.")
     return rows
 
 

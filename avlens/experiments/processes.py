@@ -22,7 +22,7 @@ import torch
 
 from avlens.errors import ExperimentError
 from avlens.experiments.experiment import Item
-from avlens.experiments.work import DEATHS, Load, ModelSource, Work, Worker, lost, own_loader
+from avlens.experiments.work import DEATHS, Load, ModelSource, Work, Worker, described, lost, not_loaded, own_loader
 from avlens.model import HookedAVModel
 from avlens.records import Record
 
@@ -66,18 +66,23 @@ class _Pool:
 
     def open(self) -> None:
         context = multiprocessing.get_context("spawn")
-        numbers = context.SimpleQueue()
+        numbers, failures = context.SimpleQueue(), context.SimpleQueue()
         for number in range(self.n):
             numbers.put(number)
         threads = max(1, torch.get_num_threads() // self.n)
         self.executor = ProcessPoolExecutor(
-            self.n, context, initializer=_start, initargs=(self.work, self.load, self.engine.devices, numbers, threads)
+            self.n,
+            context,
+            initializer=_start,
+            initargs=(self.work, self.load, self.engine.devices, numbers, failures, threads),
         )
         try:
             first, *_ = [self._submit(_made_by) for _ in range(self.n)]  # Each starts a process.
             self.made_by = first.result()
         except BrokenProcessPool as error:
             self.executor.shutdown()
+            if not failures.empty():
+                raise not_loaded(failures.get()) from None
             raise ExperimentError(
                 "no worker came up. Each loads the model by itself, and imports the functions that measure and read: define "
                 'them in a module, and start a script\'s run below if __name__ == "__main__". What the worker said is above.'
@@ -150,11 +155,15 @@ _here: list[Worker] = []
 """In a worker's process: the worker."""
 
 
-def _start(work: Work, load: Load, devices: Sequence[str], numbers: Any, threads: int) -> None:
+def _start(work: Work, load: Load, devices: Sequence[str], numbers: Any, failures: Any, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Where it could not be held back.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _here[:] = [Worker(work, _on(devices, numbers.get(), load))]
+    try:
+        _here[:] = [Worker(work, _on(devices, numbers.get(), load))]
+    except Exception as error:  # noqa: BLE001 - said by the process that started this one, as an error of the run
+        failures.put(described(error))
+        os._exit(1)
 
 
 def _on(devices: Sequence[str], number: int, load: Load) -> HookedAVModel:

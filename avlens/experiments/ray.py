@@ -17,7 +17,7 @@ import torch
 from avlens.errors import ExperimentError
 from avlens.experiments.cluster import connected
 from avlens.experiments.experiment import Item
-from avlens.experiments.work import DEATHS, Load, ModelSource, Work, Worker, lost, own_loader
+from avlens.experiments.work import DEATHS, Load, ModelSource, Work, Worker, described, lost, not_loaded, own_loader
 from avlens.records import Record
 
 RESTARTS = 3
@@ -131,6 +131,8 @@ class _Actors:
         except errors.RayError as error:
             self._died(one, error)
             return lost(self.work, one.item, self.made_by) if one.item and one.deaths + 1 == DEATHS else None
+        if one.item is None and isinstance(said, str):
+            raise not_loaded(said)
         self.free.append(one.actor)
         if one.item is None:
             self._check(said)
@@ -141,7 +143,7 @@ class _Actors:
         gone = isinstance(error, self.ray.exceptions.ActorDiedError)
         if gone and (one.item is None or error.actor_init_failed):
             raise ExperimentError(
-                "a worker could not load the model. Each loads it by itself, and imports the functions that measure and read: "
+                "a worker did not come up. Each loads the model by itself, and imports the functions that measure and read: "
                 f"where it runs, they must be found as they are here. It said: {_last_lines(str(error))}"
             ) from error
         self._await(self.kind.remote(*self.given) if gone else one.actor)
@@ -166,13 +168,18 @@ class _Actor:
 
     def __init__(self, work: Work, load: Load, threads: int, on_gpu: bool) -> None:
         torch.set_num_threads(threads)
-        model = load()
-        if on_gpu and all(weight.device.type == "cpu" for weight in model.parameters()):
-            model = model.to("cuda")
-        self.worker = Worker(work, model)
+        self.failure = ""
+        try:
+            model = load()
+            if on_gpu and all(weight.device.type == "cpu" for weight in model.parameters()):
+                model = model.to("cuda")
+            self.worker = Worker(work, model)
+        except Exception as error:  # noqa: BLE001 - said where the run is, as an error of the run
+            self.failure = described(error)
 
-    def made_by(self) -> dict[str, Any]:
-        return self.worker.made_by
+    def made_by(self) -> dict[str, Any] | str:
+        """Why it has no model, if it has none."""
+        return self.failure or self.worker.made_by
 
     def measure(self, item: Item, deaths: int) -> Record:
         return self.worker.measure(item, deaths)

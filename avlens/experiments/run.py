@@ -23,7 +23,7 @@ from avlens.experiments.experiment import Experiment, Item
 from avlens.experiments.work import Load, Work
 from avlens.media import Clip
 from avlens.model import HookedAVModel
-from avlens.records import Record, RecordFolder, RecordTable
+from avlens.records import Record, RecordFolder, RecordTable, refuse_other
 from avlens.samples import Sample
 
 PILOT = 8
@@ -62,6 +62,7 @@ def run(
         RecordError: If the folder is another experiment's, in use, or on a disk that stays full.
     """
     items = experiment.items(samples)
+    refuse_other(out, experiment.identity)  # Before models are loaded.
     with (engine or InProcess()).start(Work(experiment, read), model) as workers:
         identity = {**experiment.identity, **{name: workers.made_by[name] for name in ("model", "weights", "dtype")}}
         with RecordFolder(out, identity) as folder:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from avlens.errors import ExperimentError
+from avlens.errors import AVLensError, ExperimentError
 from avlens.experiments.experiment import Experiment, Item
 from avlens.media import Clip
 from avlens.model import HookedAVModel
@@ -195,6 +195,18 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _holds_something(row: Mapping[str, Any]) -> bool:
     return any(not isinstance(value, float) or value == value for value in row.values())
+
+
+def described(error: BaseException) -> str:
+    """What went wrong; who raised an error of avlens need not be said."""
+    return str(error) if isinstance(error, AVLensError) else f"{type(error).__name__}: {error}"
+
+
+def not_loaded(reason: str) -> ExperimentError:
+    """The error of a run whose workers cannot load its model."""
+    return ExperimentError(
+        f"a worker could not load the model; each loads it by itself, where it runs. It said: {reason}"
+    )
 
 
 def _first_line(error: BaseException) -> str:

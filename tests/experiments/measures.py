@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 
-from avlens.errors import PromptError
+from avlens.errors import CheckpointError, PromptError
 from avlens.experiments import Experiment
 from avlens.samples import Sample
 from avlens.testing import tiny_clip, tiny_model
+
+
+def no_model():
+    raise CheckpointError("there is no such model. Pass another.")
 
 
 def small_model():

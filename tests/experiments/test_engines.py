@@ -19,6 +19,7 @@ from tests.experiments.measures import (
     WHEREABOUTS,
     deadly_experiment,
     model_for_any_device,
+    no_model,
     read,
     samples,
     small_model,
@@ -180,3 +181,23 @@ def test_a_model_spread_by_device_map_gives_the_same_records(tmp_path):
         for name, options in sources.items()
     )
     assert results(whole) == results(spread)
+
+
+def check_reason(engine, folder):
+    with pytest.raises(ExperimentError) as told:
+        run(LOUDNESS, no_model, samples(1), folder, read=read, engine=engine)
+    assert str(told.value).startswith("a worker could not load the model; ")
+    assert str(told.value).endswith("It said: there is no such model. Pass another.")
+
+
+def test_why_workers_have_no_model_is_said_and_nothing_more(tmp_path, capfd):
+    check_reason(Processes(1), tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@on_ray
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_why_workers_on_ray_have_no_model_is_said(tmp_path, cluster):
+    address, _ = cluster
+    apart(check_reason, Ray(1, gpus=0, address=address), tmp_path)

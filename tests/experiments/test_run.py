@@ -150,7 +150,7 @@ def test_another_model_or_experiment_is_refused(model, tmp_path):
     with pytest.raises(RecordError, match="whose weights is"):
         run(one, changed_model(), samples(1), tmp_path, read=read)
     with pytest.raises(RecordError, match="whose experiment is 'loudness', not 'other'"):
-        run(replace(one, name="other"), model, samples(1), tmp_path, read=read)
+        run(replace(one, name="other"), lambda: pytest.fail("loaded a model"), samples(1), tmp_path, read=read)
     asked = [replace(samples(1)[0], question="what do you see ?")]
     with pytest.raises(RecordError, match="another question about 'clip-000'"):
         run(one, model, asked, tmp_path, read=read)
