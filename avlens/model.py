@@ -538,6 +538,14 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             past.seen += n
             return self._decode(embeds, self._pass(run, positions, past, self.attn, additions), None, last=True)
 
+    def encode(self, media: Media) -> Float[Tensor, "level media_pos d_model"]:
+        """What an encoder makes of one of `inputs.prompt.media`: what enters the stream, then what is added to it later.
+
+        It is kept for the next run, unless a hook looks inside.
+        """
+        with self.alone():
+            return self._encode(media, grad=False)
+
     def forget_encodings(self) -> None:
         """Let go of the encoder outputs that were kept, as after an edit of an encoder's weights, and of what is remembered."""
         with self._lock:

@@ -82,6 +82,9 @@ def refuse(what: str, estimate: Estimate, length: int, remedy: str) -> None:
     )
 
 
+SHAPE = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+"""Of a bar whose parts are not alike, so that they are not counted."""
+
 SHORT = 1.0
 """Seconds of work that is not announced: its bar would be gone before it is read. If it takes longer after all, a bar comes."""
 
@@ -128,9 +131,8 @@ class _Tick:
 def bar_of(cfg: DecoderConfig, total: float, says: str | None, estimate: Estimate | None = None) -> Iterator[Bar]:
     """A bar that says what is done, and what it is going to take; none if it says nothing."""
     told = says if estimate is None else f"{says} ({estimate})"
-    shape = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
     delay = SHORT if estimate is not None and estimate.seconds < SHORT else 0
-    with tqdm(total=total, desc=told, disable=says is None, bar_format=shape, delay=delay) as bar:
+    with tqdm(total=total, desc=told, disable=says is None, bar_format=SHAPE, delay=delay) as bar:
         yield Bar(bar, cfg.n_layers)
         bar.update(total - bar.n)
 
@@ -139,15 +141,24 @@ def bar_of(cfg: DecoderConfig, total: float, says: str | None, estimate: Estimat
 def watched_run(
     model: HookedAVModel, inputs: AVInputs, says: str | None, *, reductions: Sequence[Reduction] = (), **options: Any
 ) -> Iterator[list[FwdHook]]:
-    """Hooks that move a bar through one run of `run_with_cache`, whose cost is told before it starts.
+    """Hooks that move a bar through one run of `run_with_cache`, whose cost is told before it starts, after the encoders'.
 
     Raises:
         TooLargeError: If the free memory cannot hold it.
     """
     estimate = estimate_run(model, inputs, reductions=reductions, timed=says is not None, **options)
     refuse("a run", estimate, len(inputs.prompt.tokens), "Name fewer activations, or ask for fewer logits.")
+    encode_first(model, inputs, says)
     with bar_of(model.cfg, 1.0, says, estimate) as bar:
         yield bar.of_run(1.0)
+
+
+def encode_first(model: HookedAVModel, inputs: AVInputs, says: str | None) -> None:
+    """Where a bar is shown: run the encoders, which an estimate leaves out, under a bar of their own."""
+    if says is None or model.watched_points():
+        return
+    for media in tqdm(inputs.prompt.media, desc=f"{says}: encoders", bar_format=SHAPE, delay=SHORT):
+        model.encode(media)
 
 
 def _measured(model: HookedAVModel) -> Rates:

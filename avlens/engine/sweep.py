@@ -18,7 +18,7 @@ from torch import Tensor
 
 from avlens.decoder import AttentionMode, KeyValues
 from avlens.engine.brought import bring
-from avlens.engine.estimate import Bar, bar_of, refuse
+from avlens.engine.estimate import Bar, bar_of, encode_first, refuse
 from avlens.engine.passes import run_batch
 from avlens.engine.plan import Plan, plan_sweep
 from avlens.engine.unedited import Unedited, run_unedited
@@ -68,6 +68,7 @@ def sweep(
         estimate = plan.estimate
         refuse(f"a sweep of {len(edits)} edit{'s' * (len(edits) != 1)}", estimate, len(inputs.prompt.tokens), _REMEDY)
         found: dict[int, Tensor] = {}
+        encode_first(model, inputs, progress)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, estimate) as bar:
             for edit, logits, _ in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
                 found[edit] = logits if measure is None else measure(logits)
@@ -112,6 +113,7 @@ def read_edited(
     with model.alone():
         plan = plan_sweep(model, inputs, edits, logits_at=last, memory=memory, reading=True, timed=progress is not None)
         refuse(f"a reading of {len(edits)} edits", plan.estimate, len(inputs.prompt.tokens), "Shorten the clip.")
+        encode_first(model, inputs, progress)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, plan.estimate) as bar:
             for edit, logits, past in _each(model, inputs, plan, last, model.attn, bar):
                 assert past is not None

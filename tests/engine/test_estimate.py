@@ -19,6 +19,7 @@ from avlens.errors import TooLargeError
 from avlens.hubs import find_hubs, hub_reductions
 from avlens.interventions import knockout, patch
 from avlens.testing import tiny_clip, tiny_model
+from avlens.tokens import Modality
 from tests.helpers import assert_equal
 
 SIZES = {"n_layers": 3, "d_model": 64, "n_heads": 4, "n_key_value_heads": 2, "d_mlp": 224}
@@ -189,3 +190,15 @@ def test_bars_tell_what_it_takes_and_reach_their_end(capsys, monkeypatch):
     monkeypatch.setattr(engine_estimate, "SHORT", 600.0)
     find_hubs(model, inputs, [1, 2], progress=True)
     assert capsys.readouterr().err == ""
+
+
+def test_what_an_estimate_leaves_out_is_done_before_it_is_told(capsys, monkeypatch):
+    model = tiny_model(n_layers=2)
+    inputs = model.prepare(tiny_clip(1.0), "what do you hear ?")
+    monkeypatch.setattr(engine_estimate, "SHORT", 0.0)
+    find_hubs(model, inputs, [1, 2], progress=True)
+    told = capsys.readouterr().err
+    assert 0 <= told.index("sinks: encoders: 100%") < told.index("sinks (about")
+    monkeypatch.setattr(model.family, "encode", lambda encoders, media: pytest.fail("it was encoded again"))
+    (video, *_) = (media for media in inputs.prompt.media if media.modality == Modality.VIDEO)
+    assert model.encode(video).shape[1:] == (len(video.positions), model.cfg.d_model)
