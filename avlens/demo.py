@@ -13,6 +13,7 @@ from avlens import names, views
 from avlens.analyses.dominance import Hubs, ModalityDominance
 from avlens.analyses.sinks import Sinks
 from avlens.analyses.tracing import CausalTrace, causal_trace
+from avlens.choices import DecodingChoices, decoding_choices
 from avlens.datasets.synthetic import Content, draw_clip
 from avlens.decoding import ASD
 from avlens.errors import ViewError
@@ -65,7 +66,7 @@ def run_demo(model: HookedAVModel, out: Path, *, progress: bool = False) -> Stor
     trace = causal_trace(model, inputs, silent, _sets(inputs, hubs), progress=progress)
     request = model.prepare(clip, REQUEST)
     greedy = model.generate(request, max_new_tokens=24)
-    guided = model.generate(request, max_new_tokens=24, decoding=ASD())
+    guided = decoding_choices(model, request, ASD(), max_new_tokens=24)
     summary = _summary(model, inputs, sinks, hubs, scores, trace, greedy, guided)
     (out / "report.json").write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
     report = _report(out / "report.html", model, clip, inputs, sinks, scores, hubs, trace, greedy, guided)
@@ -91,7 +92,7 @@ def _sets(inputs: AVInputs, hubs: Hubs) -> dict[str, TokenSet]:
 
 def _summary(
     model: HookedAVModel, inputs: AVInputs, sinks: Sinks, hubs: Hubs, scores: ModalityDominance, trace: CausalTrace,
-    greedy: Generation, guided: Generation,
+    greedy: Generation, guided: DecodingChoices,
 ) -> dict[str, Any]:  # fmt: skip
     tokens = inputs.tokens
     counts = {name: len(getattr(tokens, name)) for name in ("text", "special", "audio", "video")}
@@ -109,13 +110,18 @@ def _summary(
             "clean": trace.answers[0], "silent": trace.answers[1], "TE_clean": trace.te_clean,
             "sets": json.loads(trace.to_frame().reset_index().to_json(orient="records")),
         },
-        "caption": {"greedy": greedy.text, "asd": guided.text, "gamma": guided.records["gamma"][0].tolist()},
+        "caption": {"greedy": greedy.text, "asd": guided.text, "gamma": guided.decided["gamma"].tolist()},
         "made_by": model.made_by(inputs),
     }  # fmt: skip
 
 
 def _told(
-    summary: Mapping[str, Any], sinks: Sinks, trace: CausalTrace, greedy: Generation, guided: Generation, report: Path
+    summary: Mapping[str, Any],
+    sinks: Sinks,
+    trace: CausalTrace,
+    greedy: Generation,
+    guided: DecodingChoices,
+    report: Path,
 ) -> str:
     tokens, table = summary["tokens"], trace.to_frame()[["tokens", "IE_clean", "IE_corrupt", "flipped"]]
     hubs = summary["hubs"]
@@ -143,7 +149,7 @@ def _told(
 
 def _report(
     path: Path, model: HookedAVModel, clip: Clip, inputs: AVInputs, sinks: Sinks, scores: ModalityDominance, hubs: Hubs,
-    trace: CausalTrace, greedy: Generation, guided: Generation,
+    trace: CausalTrace, greedy: Generation, guided: DecodingChoices,
 ) -> Path:  # fmt: skip
     layer = model.cfg.n_layers // 2
     _, cache = model.run_with_cache(inputs, names_filter=[names.at("pattern", layer)], logits_at=inputs.tokens.last)
@@ -183,8 +189,10 @@ def _report(
         views.Section(
             "The same with Adaptive Sink-guided Decoding",
             "A second stream reads cross-modal sinks more and unimodal ones less, and guides the first by "
-            f"{float(guided.records['gamma'].mean()):.2f} on average.",
+            f"{float(guided.decided['gamma'].mean()):.2f} on average. Below: the probability of each token and of its likeliest "
+            "rival, and what is read, by the model alone and with the second stream.",
             generated=guided.text.strip(),
+            figures=[views.plot(guided)],
         ),
     ]
     if caveat:

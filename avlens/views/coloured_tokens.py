@@ -182,7 +182,7 @@ _STYLE = f"""
 .avlens-tokens {{ font: 14px/1.9 system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif; max-width: 1000px; }}
 .avlens-text {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
 .avlens-text span {{ border-radius: 3px; padding: 2px 0; }}
-.avlens-text .avlens-special {{ opacity: 0.6; font-size: 12px; }}
+.avlens-text .avlens-special {{ color: color-mix(in srgb, currentColor 70%, transparent); font-size: 12px; }}
 .avlens-text .avlens-group {{
   display: inline-block; line-height: 1.25; font-size: 11px; padding: 2px 5px; margin: 2px 3px 2px 0; border: 0 solid;
   border-left-width: 4px;

@@ -82,3 +82,9 @@ def test_what_does_not_fit_is_refused(run, prompts):
         coloured_tokens(["a"] * 20_001, torch.ones(20_001))
     with pytest.raises(PositionError, match="another layout"):
         coloured_tokens(run.tokens, torch.ones(len(run.tokens)), sinks=prompts["audio only"][1].at([1]))
+
+
+def test_special_tokens_are_soft_in_their_words_but_not_in_their_colour(run):
+    html = coloured_tokens(run.tokens, torch.ones(len(run.tokens)))._repr_html_()
+    rule = html.split(".avlens-special {")[1].split("}")[0]
+    assert "opacity" not in rule and "color-mix" in rule
