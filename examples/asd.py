@@ -21,6 +21,7 @@
 # %%
 from avlens import HookedAVModel, views
 from avlens.analyses.dynamics import attention_dynamics
+from avlens.choices import decoding_choices
 from avlens.datasets.synthetic import synthetic_clips
 from avlens.decoding import ASD
 from avlens.hubs import find_hubs
@@ -50,16 +51,12 @@ print("ASD:    ", guided.text)
 # %% [markdown]
 # ## The second stream counts little, as little attention drifts to unimodal sinks
 #
-# `gamma` is how much the calibrated stream counts at each step: the share of unimodal sinks in the attention that sinks get.
+# `gamma` is how much the calibrated stream counts at each step: the share of unimodal sinks in the attention that sinks get. Hollow is the
+# model alone, after the same text; filled, with the second stream.
 
 # %%
-from avlens.views.style import figure, origin
-
-gamma = guided.records["gamma"][0].tolist()
-words = [f"{i} {model.to_string(token)}" for i, token in enumerate(guided.tokens[0])][: len(gamma)]
-fig = figure("How much the second stream counts", note=origin(guided.made_by, inputs.tokens), height=320)
-fig.add_bar(x=words, y=gamma, marker_color="#009E73")
-fig.update_layout(yaxis={"title": "gamma, in [0, 1]", "range": [0, 1]}, xaxis={"type": "category", "tickangle": -60})
+choices = decoding_choices(model, inputs, ASD(alpha=0.5), 16)
+views.plot(choices)
 
 # %% [markdown]
 # ## A cross-modal sink is read more than other media
@@ -74,7 +71,9 @@ sets = {
     "question": tokens.question,
     "cross-modal sinks": found.hubs.cross,
 }
-dynamics = attention_dynamics(model, inputs, sets, words=sample.ask("describe").answer.split(), max_new_tokens=16)
+dynamics = attention_dynamics(
+    model, inputs, sets, words=[sample.content.shape, sample.content.sound], max_new_tokens=16
+)
 views.plot(dynamics)
 
 # %% [markdown]

@@ -1,17 +1,20 @@
 """What does it cost in answers, and what does it save, to let tokens leave?"""
 
 import math
+from collections import Counter
 
 import plotly.graph_objects as go
 
 from avlens.analyses.discarding import PLAIN, Discarding
 from avlens.views.style import counted, escaped, figure, joined, origin, told_apart
 
+_SYMBOLS = ("circle", "square", "triangle-up", "cross", "star", "hexagon", "triangle-down", "x")
+
 
 def plot_discarding(discarding: Discarding) -> go.Figure:
     """Each plan by what its pass costs and how often it answers as it should, with the interval over prompts.
 
-    Without labels: how often it answers as the plain run.
+    Without labels: how often it answers as the plain run. Where a colour comes again, the symbol is another.
     """
     table = discarding.to_frame()
     known = not table["right"].isna().all()
@@ -19,10 +22,13 @@ def plot_discarding(discarding: Discarding) -> go.Figure:
     fig = figure(
         title, note=joined(["intervals of 95% over prompts" if known else "", origin(discarding.made_by)]), height=440
     )
+    used = Counter[str]()
     for (plan, row), (colour, _) in zip(table.iterrows(), told_apart([str(plan) for plan in table.index]), strict=True):
+        symbol = _SYMBOLS[used[colour] % len(_SYMBOLS)]
+        used[colour] += plan != PLAIN
         y = row["right"] if known else row["same answer"]
         ends = [row["high"] - y, y - row["low"]] if known and not math.isnan(row["low"]) else [0.0, 0.0]
-        mark = {"color": "#333333", "symbol": "diamond"} if plan == PLAIN else {"color": colour, "symbol": "circle"}
+        mark = {"color": "#333333", "symbol": "diamond"} if plan == PLAIN else {"color": colour, "symbol": symbol}
         fig.add_scatter(
             x=[row["rows"]], y=[y], mode="markers", name=escaped(str(plan)), marker={"size": 12} | mark,
             error_y={"type": "data", "array": ends[:1], "arrayminus": ends[1:], "thickness": 1.5, "width": 4},

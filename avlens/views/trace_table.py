@@ -9,7 +9,7 @@ from avlens.metrics.effects import Interval
 from avlens.tables import SetEffect, TraceTable
 from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined
 
-_LEVEL = 8
+_LEVEL = 5
 """With more sets than this, their names are written steeply, on one line each."""
 
 

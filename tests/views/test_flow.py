@@ -108,3 +108,12 @@ def test_plans_stand_where_their_cost_and_their_answers_are(shown):
     frame = shown.discarding.to_frame()
     for point, (plan, row) in zip(plot(shown.discarding).data, frame.iterrows(), strict=True):
         assert (point.name, point.x[0], point.y[0]) == (plan, row["rows"], row["same answer"])
+
+
+def test_plans_of_one_colour_have_other_symbols(shown):
+    found, rows = shown.discarding, [0, 1, 1, 1]
+    parts = {name: getattr(found, name)[rows] for name in ("p", "right", "same", "seconds", "rows", "cache_bytes")}
+    points = plot(replace(found, **parts, plans=("plain", "audio at 1", "audio at 2", "video"))).data
+    marks = [(point.marker.color, point.marker.symbol) for point in points]
+    assert len(set(marks)) == 4 and marks[1][0] == marks[2][0] != marks[3][0]
+    assert [symbol for _, symbol in marks] == ["diamond", "circle", "square", "circle"]
