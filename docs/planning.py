@@ -72,8 +72,9 @@ DEVICES = (H100, H200)
 LOADING = 60.0
 """Seconds until a worker has its model: 18 GB (7B in bf16) at 0.3 GB a second. An assumption."""
 
-HANDOVER, WRITING = 0.008, 0.015
-"""Seconds that an item costs the process that hands them out, and a file of records: measured with 308 rows a record."""
+HANDOVER, WRITING = 0.003, 0.015
+"""Seconds that an item costs the process that hands them out, on Ray, and a file of records: measured with 308 rows a record,
+the first by `python tests/benchmarks/experiment_cost.py engines 40 308` with items of 0.1 s."""
 
 TIMES = (
     0.97, 0.07, 1.49, 1.82, 0.91, 0.96, 1.03, 1.06, 1.12, 0.06, 0.83, 0.06, 0.08, 1.19, 0.77, 0.93, 1.02, 0.95, 0.80, 1.23,

@@ -69,7 +69,7 @@ class _Pool:
         numbers, failures = context.SimpleQueue(), context.SimpleQueue()
         for number in range(self.n):
             numbers.put(number)
-        threads = max(1, torch.get_num_threads() // self.n)
+        threads, others = max(1, torch.get_num_threads() // self.n), set(multiprocessing.active_children())
         self.executor = ProcessPoolExecutor(
             self.n,
             context,
@@ -79,6 +79,11 @@ class _Pool:
         try:
             first, *_ = [self._submit(_made_by) for _ in range(self.n)]  # Each starts a process.
             self.made_by = first.result()
+        except KeyboardInterrupt:
+            for starting in set(multiprocessing.active_children()) - others:
+                starting.kill()  # They would load their models first.
+            self.executor.shutdown()
+            raise
         except BrokenProcessPool as error:
             self.executor.shutdown()
             if not failures.empty():

@@ -144,7 +144,7 @@ class _Actors:
         if gone and (one.item is None or error.actor_init_failed):
             raise ExperimentError(
                 "a worker did not come up. Each loads the model by itself, and imports the functions that measure and read: "
-                f"where it runs, they must be found as they are here. It said: {_last_lines(str(error))}"
+                f"where it runs, they must be found as they are here. It said: {_last_line(str(error))}"
             ) from error
         self._await(self.kind.remote(*self.given) if gone else one.actor)
 
@@ -205,5 +205,5 @@ def _check_room(ray: Any, n: int, needs: Mapping[str, float]) -> None:
             )
 
 
-def _last_lines(text: str) -> str:
-    return " | ".join(text.strip().splitlines()[-3:])
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]

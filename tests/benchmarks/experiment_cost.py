@@ -2,6 +2,7 @@
 
 python tests/benchmarks/experiment_cost.py flops 2        # passes per item, counted on the embedded model over two clips
 python tests/benchmarks/experiment_cost.py engines 40     # seconds of 40 items in-process, on two processes, on Ray
+python tests/benchmarks/experiment_cost.py engines 40 308 # the same where a record has 308 rows, as one of `flow` has
 """
 
 import statistics
@@ -55,7 +56,10 @@ def passes(clips):
 def wait(model, opened, condition):
     """Something that takes a known time and no processor, as a GPU would."""
     time.sleep(condition["seconds"])
-    return [{"x": 1.0}]
+    row = {"edge": "video -> question", "sweep": "window", "change": -12.345678901234567, "p": 0.1234567890123456}
+    return [
+        {**row, "layer": i, "head": -1, "pairs": 1440, "p_base": 0.9876543210987654} for i in range(condition["rows"])
+    ]
 
 
 def small_model():
@@ -91,14 +95,16 @@ class Timed:
         self.spent, self.computed = time.monotonic() - start, time.process_time() - computed
 
 
-def engines(n):
-    """Seconds that each engine adds to an item, and its efficiency with two workers."""
+def engines(n, rows=1):
+    """Seconds that each engine adds to an item whose record has so many rows, and its efficiency with two workers."""
     torch.set_num_threads(1)
     data = read_data(f"synthetic:{n}")
     for name, engine, workers in (("in-process", InProcess(), 1), ("processes", Processes(2), 2), ("ray", Ray(2), 2)):
         for seconds in (0.0, 0.1, 1.0):
             timed = Timed(engine)
-            measured, spent, whole = clock(Experiment("wait", wait, {"": {"seconds": seconds}}), timed, data)
+            measured, spent, whole = clock(
+                Experiment("wait", wait, {"": {"seconds": seconds, "rows": rows}}), timed, data
+            )
             overhead, efficiency = spent - sum(measured) / workers, sum(measured) / (workers * spent)
             print(
                 f"{name:10s} items of {1000 * statistics.mean(measured):6.1f} ms: {1000 * overhead / len(measured):6.2f} ms more "
@@ -123,4 +129,4 @@ def clock(experiment, engine, data):
 
 
 if __name__ == "__main__":
-    (passes if sys.argv[1] == "flops" else engines)(int(sys.argv[2]))
+    (passes if sys.argv[1] == "flops" else engines)(*map(int, sys.argv[2:]))

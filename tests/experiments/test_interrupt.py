@@ -28,28 +28,26 @@ def heeds_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def started(folder, engine):
+    command = ["run", "lens", "--data", "synthetic:2000", "--out", str(folder), *ENGINES[engine]]
+    return subprocess.Popen(
+        [sys.executable, "-m", "avlens", *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True, preexec_fn=heeds_ctrl_c,
+    )  # fmt: skip
+
+
+def check_gone(processes):
+    for _ in range(300):
+        left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
-    command = [
-        sys.executable,
-        "-m",
-        "avlens",
-        "run",
-        "lens",
-        "--data",
-        "synthetic:2000",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    with subprocess.Popen(
-        [*command, *ENGINES[engine]],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heeds_ctrl_c,
-    ) as process:
-        assert process.stderr is not None and process.stdout is not None
+    with started(tmp_path / "out", engine) as process:
         said = next((line for line in process.stderr if "estimate" in line), "")
         its = below(process.pid)
         os.killpg(process.pid, signal.SIGINT)
@@ -63,9 +61,16 @@ def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
         tmp_path / "out", kept.made_by
     ) as folder:  # Nobody holds it, and what is kept is not measured again.
         assert folder.done.keys() == {one.key for one in kept.records}
-    for _ in range(300):
-        left = [pid for pid in its if Path(f"/proc/{pid}").exists()]
-        if not left:
-            break
-        time.sleep(0.1)
-    assert not left, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+    check_gone(its)
+
+
+def test_ctrl_c_while_workers_start_says_no_more_than_later(tmp_path):
+    with started(tmp_path / "out", "processes") as process:
+        while (
+            process.poll() is None and len(its := below(process.pid)) < 3
+        ):  # Its two workers, and what tracks what they share.
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130 and "interrupted" in rest and "Traceback" not in rest, rest
+    check_gone(its)
