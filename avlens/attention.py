@@ -20,7 +20,7 @@ CHUNK_BYTES = 4 * 2**20
 """How large the scores of one chunk of query rows may be, in fp32: what is still near when it is read again."""
 
 CHUNK_LEAST = 32
-"""How many rows a chunk has at least: products of fewer are slow, however many keys they read."""
+"""How many rows a chunk has at least on a CPU: products of fewer are slow, however many keys they read."""
 
 DEVICE_CHUNKS = 32
 """How many such chunks other devices take at once, which are kept busy by large ones only."""
@@ -143,6 +143,7 @@ def within(
     return visible & (key_index[None, :] > query_index[:, None] - window).to(visible.device)
 
 
-def chunk_rows(n_heads: int, n_keys: int, n_queries: int) -> int:
+def chunk_rows(n_heads: int, n_keys: int, n_queries: int, device: str = "cpu") -> int:
     """How many query rows to compute at once, so that their scores stay within `CHUNK_BYTES`, or are few rows."""
-    return min(n_queries, max(CHUNK_LEAST, CHUNK_BYTES // (4 * n_heads * n_keys)))
+    many, least = (1, CHUNK_LEAST) if device == "cpu" else (DEVICE_CHUNKS, 1)
+    return min(n_queries, max(least, many * CHUNK_BYTES // (4 * n_heads * n_keys)))

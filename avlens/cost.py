@@ -21,7 +21,7 @@ from torch import Tensor
 
 from avlens import names
 from avlens.attention import chunk_rows
-from avlens.decoder import KEPT_MASKS, MLP_BYTES, DecoderConfig
+from avlens.decoder import KEPT_MASKS, DecoderConfig, mlp_bytes
 from avlens.errors import TooLargeError
 
 
@@ -152,18 +152,18 @@ def block_bytes(
         edits: How many rows the batch has.
         explicit: Whether patterns are made, some rows at a time.
     """
-    size, d, heads = cfg.dtype.itemsize, cfg.d_model, edits * cfg.n_heads
+    size, d, heads, device = cfg.dtype.itemsize, cfg.d_model, edits * cfg.n_heads, torch.device(cfg.device).type
     q, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
     inside = leave * edits * cfg.d_mlp * size * (cfg.experts_per_token or 1)
     if cfg.num_experts is None:
-        inside = min(inside, MLP_BYTES)
+        inside = min(inside, mlp_bytes(device))
     # What was embedded, the stream that enters, and rotary angles are there all the time.
     always = enter * (2 * d + 2 * cfg.d_head)
     normed = enter * d * (2 if size == 4 else 3 * 4 // size)  # norms are taken in fp32
     attention = enter * (d + 2 * kv) + (2 * keys * kv if keys > enter else 0) + leave * 3 * q
-    mlp = leave * d * 3 + max(0, leave - 2 * max(1, MLP_BYTES // (edits * size * cfg.d_mlp))) * d
+    mlp = leave * d * 3 + max(0, leave - 2 * max(1, mlp_bytes(device) // (edits * size * cfg.d_mlp))) * d
     masks = min(leave * keys * size, KEPT_MASKS) if leave > 1 and keys > enter else 0
-    pattern = 12 * heads * keys * chunk_rows(heads, keys, leave) if explicit else 0
+    pattern = 12 * heads * keys * chunk_rows(heads, keys, leave, device) if explicit else 0
     return edits * size * always + max(
         edits * size * normed, edits * size * attention + masks + pattern, edits * size * mlp + 2 * inside
     )

@@ -32,7 +32,10 @@ AttentionMode = Literal["auto", "eager", "sdpa"]
 
 MLP_BYTES = 64 * 2**20
 """How large one activation inside an MLP may be where nobody looks at it, so that long prompts go through it some rows at a
-time; 16 times that on other devices than the CPU."""
+time, on a CPU."""
+
+DEVICE_MLPS = 16
+"""How many times that it may be on other devices."""
 
 
 KEPT_MASKS = 16 * 2**20
@@ -382,8 +385,7 @@ class HookedAttention(nn.Module):
     def _in_chunks(self, q: Tensor, k: Tensor, v: Tensor, at: Pass) -> Float[Tensor, "batch head pos d_head"]:
         """Explicit attention, some query rows at a time: no tensor of size head x pos x pos is made."""
         run, rows, keys = at.run, at.run.query_index, at.run.key_index
-        n = attention.chunk_rows(q.shape[0] * q.shape[1], k.shape[2], q.shape[2])
-        n *= 1 if q.device.type == "cpu" else attention.DEVICE_CHUNKS
+        n = attention.chunk_rows(q.shape[0] * q.shape[1], k.shape[2], q.shape[2], q.device.type)
         padded = bool(run.padding.any())
         k, v = k.contiguous(), v.contiguous()  # else each product would copy them
         parts = []
@@ -442,6 +444,11 @@ class HookedAttention(nn.Module):
         return bias_of(self.o_proj)
 
 
+def mlp_bytes(device: str) -> int:
+    """How large one activation inside an MLP may be on a kind of device."""
+    return MLP_BYTES * (1 if device == "cpu" else DEVICE_MLPS)
+
+
 class HookedMLP(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
@@ -458,7 +465,7 @@ class HookedMLP(nn.Module):
             out: Tensor = self.down_proj(through(self.hook_post, gate * through(self.hook_pre_linear, self.up_proj(x))))
             return out
         row = len(x) * x.itemsize * self.up_proj.out_features
-        n = max(1, MLP_BYTES * (1 if x.device.type == "cpu" else 16) // row)
+        n = max(1, mlp_bytes(x.device.type) // row)
         parts = [self._unseen(rows) for rows in x.split(n, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

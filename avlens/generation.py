@@ -7,7 +7,7 @@ and mixes their logits before it returns. A method may also read the text so far
 that had to read the prompts before it could decide (`ReadAhead`) hands over what it read, so that nothing is read twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,11 +34,13 @@ class Reading:
         past: Their keys and values.
         logits: Of the next token.
         cache: What was recorded, if anything was asked for.
+        of: Whose reading it is: a fingerprint of the weights and of the prompts.
     """
 
     past: KeyValues
     logits: Float[Tensor, "batch d_vocab"]
     cache: AVCache | None
+    of: Hashable
 
 
 @runtime_checkable
@@ -255,16 +257,24 @@ def refuse_recording_beams(config: GenerationConfig, recorded: Sequence[Any]) ->
         )
 
 
-def refuse_other_readings(reading: Reading, inputs: AVInputs, decoding: Any, recorded: Sequence[Any]) -> None:
-    """A reading stands for these prompts, and for the run that would have read them.
+def refuse_other_readings(reading: object, of: Hashable, decoding: Any, recorded: Sequence[Any]) -> None:
+    """A reading stands for the run that would have read the prompts.
+
+    Args:
+        reading: What was read.
+        of: What it must be of.
+        decoding: A decoding method, if there is one.
+        recorded: Names of what is recorded.
 
     Raises:
-        DecodingError: If it is of others, or if something is asked for that only reading them gives.
+        DecodingError: If it is of other prompts or weights, or if something is asked for that only reading them gives.
     """
-    rows, seen = len(reading.logits), reading.past.seen
-    if (rows, seen) != tuple(inputs.shape):
+    if not isinstance(reading, Reading):
+        raise DecodingError(f"reading is {reading!r}. Pass what model.read(inputs) returns.")
+    if reading.of != of:
         raise DecodingError(
-            f"the reading is of {rows} prompts of {seen} positions, but the inputs are {inputs!r}. Pass model.read(inputs)."
+            "the reading is of other prompts, or of other weights, than those that are to write from it. Pass "
+            "model.read(inputs) of these very inputs."
         )
     if decoding is not None or recorded:
         what = (

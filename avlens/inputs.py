@@ -105,6 +105,15 @@ class AVInputs:
         return self.prompts[0]
 
     @property
+    def key(self) -> str:
+        """A fingerprint of what is read, row by row: equal prompts give equal activations."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(prompt.ids.numpy().tobytes() + prompt.positions.numpy().tobytes() + b"|")
+            digest.update("".join(f"{media.key}{media.positions.tolist()}" for media in prompt.media).encode())
+        return digest.hexdigest()
+
+    @property
     def tokens(self) -> TokenMap:
         """The TokenMap of the only prompt; of several, take `inputs[0].tokens`."""
         return self.prompt.tokens

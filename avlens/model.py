@@ -459,7 +459,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             refuse_recording_beams(config, recorded := [*recorder.full_names, *recorder.reductions])
             past = KeyValues()
             if reading is not None:
-                refuse_other_readings(reading, inputs, decoding, recorded)
+                refuse_other_readings(reading, self.identity(inputs), decoding, recorded)
                 past = reading.past.first(reading.past.seen)
             hooks = all_hooks(run, fwd_hooks, recorder.hooks(), len(inputs))
             loop: Any = Loop(self, inputs, run)
@@ -506,7 +506,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             return replace(reading, cache=recorder.cache(self, maps, self.made_by(inputs)) if reductions else None)
 
     def _read(self, inputs: AVInputs, past: KeyValues) -> Reading:
-        return Reading(past, self.advance(inputs, None, past)[:, -1], None)
+        return Reading(past, self.advance(inputs, None, past)[:, -1], None, self.identity(inputs))
 
     def advance(
         self, inputs: AVInputs, step: Int[Tensor, "batch pos"] | None, past: KeyValues, *, again: bool = False
@@ -561,10 +561,17 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         with self._lock:
             if self.watched_points():
                 return find()
-            weights = tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+            weights = self._weights()
             if self._remembered.get(question, (None,))[0] != weights:
                 self._remembered[question] = weights, find()
             return self._remembered[question][1]
+
+    def identity(self, inputs: AVInputs) -> Hashable:
+        """A fingerprint of these weights and these prompts; it changes as `remember` forgets."""
+        return hash(self._weights()), inputs.key
+
+    def _weights(self) -> tuple[tuple[int, int], ...]:
+        return tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedAVModel":
         self.forget_encodings()

@@ -27,7 +27,7 @@ def assert_equal(got, want, tolerance=1e-5):
 
 def in_chunks_of(rows, patched):
     """Streamed attention takes so many query rows at a time."""
-    patched.setattr(attention, "chunk_rows", lambda heads, keys, queries: min(rows, queries))
+    patched.setattr(attention, "chunk_rows", lambda heads, keys, queries, device=None: min(rows, queries))
 
 
 class Largest(TorchDispatchMode):

@@ -8,6 +8,7 @@ from avlens import knockout, patch, reweight
 from avlens.decoder import KeyValues
 from avlens.decoding import PAI
 from avlens.errors import BatchError, DecodingError
+from avlens.generation import refuse_other_readings
 from avlens.hooks import first_query_pos
 from avlens.inputs import AVInputs
 from avlens.testing import tiny_clip, tiny_model
@@ -249,8 +250,20 @@ def test_what_was_read_once_is_written_from_many_times():
         assert torch.equal(MODEL.generate(inputs, 4, reading=reading, fwd_hooks=count, **options).tokens, slow.tokens)
         assert set(passes) == {1}  # steps alone
     assert reading.past.seen == inputs.shape[1]
-    with pytest.raises(DecodingError, match="the reading is of 2 prompts"):
-        MODEL.generate(inputs[0], 4, reading=reading)
+    clip = tiny_clip(1.0)
+    see, hear = (MODEL.prepare(clip, f"what do you {verb} ?") for verb in ("see", "hear"))
+    assert see.shape == hear.shape
+    for model, asked, read in (
+        (MODEL, inputs[0], reading),
+        (MODEL, see, MODEL.read(hear)),
+        (MODEL, see, MODEL.read(MODEL.prepare(clip.silenced(), "what do you see ?"))),
+        (tiny_model(seed=2), inputs, reading),
+    ):
+        with pytest.raises(DecodingError, match=r"of other prompts, or of other weights.*model.read\(inputs\)"):
+            model.generate(asked, 4, reading=read)
+    for wrong in ("x", reading.past, MODEL.generate(see, 2)):
+        with pytest.raises(DecodingError, match="Pass what model.read"):
+            refuse_other_readings(wrong, None, None, [])
     with pytest.raises(DecodingError, match="cannot be recorded any more"):
         MODEL.generate(inputs, 4, reading=reading, names_filter=["resid_pre"])
     with pytest.raises(DecodingError, match=r"PAI\(.*reads by itself"):

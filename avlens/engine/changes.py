@@ -102,6 +102,8 @@ def steps_of(
     for layer in reversed(range(n_layers)):
         keys = (changed[layer] | _where(before_keys(by_layer[layer]), n)) & ~gone[layer]
         reach = leave | (keys if reading else keys & _up_to_last(leave))
+        if reading and gone[layer].any():
+            reach = reach | asked  # the keys that are left make the step, even where no other changes
         if not reach.any():
             break
         over = _written_over(by_layer[layer], leave)

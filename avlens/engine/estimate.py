@@ -23,7 +23,7 @@ from avlens.decoder import DecoderConfig, Pass, rotary
 from avlens.errors import TooLargeError
 from avlens.hooks import FwdHook, HookPoint, Run
 from avlens.inputs import AVInputs
-from avlens.model import HookedAVModel
+from avlens.model import KEPT_ENCODINGS, HookedAVModel
 from avlens.tokens import TokenSet
 
 OPERATIONS = 2e10
@@ -131,10 +131,14 @@ class _Tick:
 def bar_of(cfg: DecoderConfig, total: float, says: str | None, estimate: Estimate | None = None) -> Iterator[Bar]:
     """A bar that says what is done, and what it is going to take; none if it says nothing."""
     told = says if estimate is None else f"{says} ({estimate})"
-    delay = SHORT if estimate is not None and estimate.seconds < SHORT else 0
-    with tqdm(total=total, desc=told, disable=says is None, bar_format=SHAPE, delay=delay) as bar:
+    with tqdm(total=total, desc=told, disable=says is None, bar_format=SHAPE, delay=_delay(estimate)) as bar:
         yield Bar(bar, cfg.n_layers)
         bar.update(total - bar.n)
+
+
+def _delay(estimate: Estimate | None) -> float:
+    """After how long a bar appears: at once before long work, else if it takes longer than was thought."""
+    return SHORT if estimate is not None and estimate.seconds < SHORT else 0.0
 
 
 @contextmanager
@@ -148,17 +152,18 @@ def watched_run(
     """
     estimate = estimate_run(model, inputs, reductions=reductions, timed=says is not None, **options)
     refuse("a run", estimate, len(inputs.prompt.tokens), "Name fewer activations, or ask for fewer logits.")
-    encode_first(model, inputs, says)
+    encode_first(model, inputs, says, estimate)
     with bar_of(model.cfg, 1.0, says, estimate) as bar:
         yield bar.of_run(1.0)
 
 
-def encode_first(model: HookedAVModel, inputs: AVInputs, says: str | None) -> None:
+def encode_first(model: HookedAVModel, inputs: AVInputs, says: str | None, estimate: Estimate) -> None:
     """Where a bar is shown: run the encoders, which an estimate leaves out, under a bar of their own."""
-    if says is None or model.watched_points():
+    media = inputs.prompt.media
+    if says is None or model.watched_points() or len(media) > KEPT_ENCODINGS:
         return
-    for media in tqdm(inputs.prompt.media, desc=f"{says}: encoders", bar_format=SHAPE, delay=SHORT):
-        model.encode(media)
+    for one in tqdm(media, desc=f"{says}: encoders", bar_format=SHAPE, delay=_delay(estimate)):
+        model.encode(one)
 
 
 def _measured(model: HookedAVModel) -> Rates:

@@ -89,8 +89,8 @@ def batch_bytes(
             nbytes += cost.pattern_bytes(cfg, len(step.leave), keys) * edits
         most = max(most, nbytes)
     last = steps[max(steps)]
-    pasts = cfg.n_layers * length * _keys_and_values(cfg) if reading else 0
-    return most + (cost.logits_bytes(cfg, len(last.leave)) + pasts) * edits
+    past = past_bytes(cfg, length) if reading else 0
+    return most + (cost.logits_bytes(cfg, len(last.leave)) + past) * edits
 
 
 def run_bytes(cfg: DecoderConfig, length: int, asked: int, hooks: Iterable[FwdHook]) -> int:
@@ -104,6 +104,11 @@ def kept_bytes(cfg: DecoderConfig, first: int, reach: int, streams: Mapping[int,
     """Of what the unedited run leaves: keys and values, and streams."""
     streamed = cfg.dtype.itemsize * cfg.d_model * sum(len(one) for one in streams.values())
     return streamed + (cfg.n_layers - first) * reach * _keys_and_values(cfg)
+
+
+def past_bytes(cfg: DecoderConfig, length: int) -> int:
+    """Of the keys and values of a whole prompt."""
+    return cfg.n_layers * length * _keys_and_values(cfg)
 
 
 def brought_bytes(cfg: DecoderConfig, brought: Iterable[Bringing]) -> int:

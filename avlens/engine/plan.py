@@ -75,7 +75,7 @@ class Plan:
     @property
     def first(self) -> int:
         """The first layer of which the unedited run's keys and values are needed: that which an edit changes, or all."""
-        return 0 if self.reading else min((batch.starts[0] for batch in self.batches), default=0)
+        return _first(self.batches, self.reading)
 
     @property
     def runs(self) -> float:
@@ -163,13 +163,14 @@ def plan_sweep(
     if batches and sum(each, shared).total >= full.total * len(schedules):
         in_full |= {edit: "that is less work" for edit, steps in schedules.items() if steps}
         batches, brought, streams, shared, each = (), (), {}, full, ()
-    first = 0 if reading else min((batch.starts[0] for batch in batches), default=0)
+    first = _first(batches, reading)
     builds = bool(batches or unchanged)
     kept = needs.kept_bytes(cfg, first, reach, streams) if builds else 0
     carried = needs.brought_bytes(cfg, brought)
     kept += 2 * cost.logits_bytes(cfg, len(chosen)) * len(hooks)
-    at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds
-    at_once += [needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
+    past = needs.past_bytes(cfg, len(tokens)) if reading else 0
+    at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds + [past] * bool(unchanged)
+    at_once += [past + needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
     at_once += [
         carried
         + needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits), reading=reading)
@@ -191,6 +192,10 @@ def plan_sweep(
     return Plan(
         tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, reading, taken
     )
+
+
+def _first(batches: Iterable[Batch], reading: bool) -> int:
+    return 0 if reading else min((batch.starts[0] for batch in batches), default=0)
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:

@@ -68,7 +68,7 @@ def sweep(
         estimate = plan.estimate
         refuse(f"a sweep of {len(edits)} edit{'s' * (len(edits) != 1)}", estimate, len(inputs.prompt.tokens), _REMEDY)
         found: dict[int, Tensor] = {}
-        encode_first(model, inputs, progress)
+        encode_first(model, inputs, progress, estimate)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, estimate) as bar:
             for edit, logits, _ in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
                 found[edit] = logits if measure is None else measure(logits)
@@ -108,17 +108,23 @@ def read_edited(
         PositionError: If an edit discards the prompt's last position.
         TooLargeError: If the free memory cannot hold what the edits build on and one of them, before anything runs.
     """
-    last = inputs.prompt.tokens.last
+    last, of = inputs.prompt.tokens.last, model.identity(inputs)
     found: dict[str, T] = {}
     with model.alone():
         plan = plan_sweep(model, inputs, edits, logits_at=last, memory=memory, reading=True, timed=progress is not None)
-        refuse(f"a reading of {len(edits)} edits", plan.estimate, len(inputs.prompt.tokens), "Shorten the clip.")
-        encode_first(model, inputs, progress)
+        refuse(
+            f"a reading of {len(edits)} edit{'s' * (len(edits) != 1)}",
+            plan.estimate,
+            len(inputs.prompt.tokens),
+            "Shorten the clip.",
+        )
+        encode_first(model, inputs, progress, plan.estimate)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, plan.estimate) as bar:
             for edit, logits, past in _each(model, inputs, plan, last, model.attn, bar):
                 assert past is not None
-                found[plan.names[edit]] = use(plan.names[edit], Reading(past, logits, None))
+                found[plan.names[edit]] = use(plan.names[edit], Reading(past, logits, None, of))
                 bar.say(f"{len(found)} of {len(edits)} edits")
+                del past, logits  # before the next one is read
     return {name: found[name] for name in edits}
 
 
@@ -138,8 +144,7 @@ def _each(
         ticks = bar.of_run(full / len(plan.in_full)) if not model.watched_points() else []
         hooks: list[FwdHook] = [*plan.hooks[edit], *ticks]
         if plan.reading:
-            reading = model.read(inputs, fwd_hooks=hooks)
-            yield edit, reading.logits, reading.past
+            yield edit, *_read_in_full(model, inputs, hooks)
         else:
             yield edit, model.run_with_hooks(inputs, hooks, logits_at=logits_at, attn=attn)[0], None
     if not plan.builds_on_unedited:
@@ -166,6 +171,12 @@ def _each(
                 logits = unedited.logits[0].clone()
                 logits[changed] = own[which]
             yield edit, logits, pasts[row] if pasts else None
+        del pasts, rows
+
+
+def _read_in_full(model: HookedAVModel, inputs: AVInputs, hooks: Sequence[FwdHook]) -> tuple[Tensor, KeyValues]:
+    reading = model.read(inputs, fwd_hooks=hooks)
+    return reading.logits, reading.past
 
 
 def _past(inputs: AVInputs, unedited: Unedited, layers: range) -> KeyValues:

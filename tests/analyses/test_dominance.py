@@ -76,7 +76,7 @@ def test_streamed_equals_stored_in_chunks_of_rows(monkeypatch, dtype, off):
     _, streamed = model.run_with_cache(inputs, names_filter=[], reductions=read_by_modality(inputs.tokens))
     with Largest() as largest:
         ours = modality_dominance(streamed, inputs.tokens.media)
-    assert largest.numel < len(inputs.tokens.media) ** 2
+    assert largest.numel <= 3 * 4 * len(inputs.tokens)  # layers, heads, positions
     slow = modality_dominance(stored, inputs.tokens.media)
     torch.testing.assert_close(ours.score, slow.score, equal_nan=True, atol=off, rtol=off)
 

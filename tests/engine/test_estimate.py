@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from avlens import cost
+from avlens import attention, cost
 from avlens.cost import Rates, Work
 from avlens.engine import estimate as engine_estimate
-from avlens.engine import estimate_run, plan_sweep, sweep
+from avlens.engine import estimate_run, plan_sweep, read_edited, sweep
 from avlens.engine.estimate import rates_of
 from avlens.errors import TooLargeError
 from avlens.hubs import find_hubs, hub_reductions
@@ -72,7 +73,6 @@ def test_a_long_prompt_goes_through_mlps_some_rows_at_a_time(monkeypatch):
     last, whole = inputs.tokens.last, model(inputs)
     for limit in (2**18, 2**17):
         monkeypatch.setattr("avlens.decoder.MLP_BYTES", limit)
-        monkeypatch.setattr("avlens.cost.MLP_BYTES", limit)
         estimate = estimate_run(model, inputs, logits_at=last, timed=False)
         with Held() as held:
             model(inputs, logits_at=last)
@@ -202,3 +202,44 @@ def test_what_an_estimate_leaves_out_is_done_before_it_is_told(capsys, monkeypat
     monkeypatch.setattr(model.family, "encode", lambda encoders, media: pytest.fail("it was encoded again"))
     (video, *_) = (media for media in inputs.prompt.media if media.modality == Modality.VIDEO)
     assert model.encode(video).shape[1:] == (len(video.positions), model.cfg.d_model)
+
+
+def test_patterns_that_are_streamed_hold_what_is_estimated():
+    for seconds in (8.0, 20.0):
+        model, inputs = case(seconds=seconds)
+        tokens, last = inputs.tokens, inputs.tokens.last
+        reductions = hub_reductions(inputs, [1, 2])
+        estimate = estimate_run(model, inputs, reductions=reductions, logits_at=last, timed=False)
+        with Held() as held:
+            model.run_with_cache(inputs, [], reductions=reductions, logits_at=last)
+        assert held.peak == pytest.approx(estimate.nbytes, rel=0.3)
+        edits = {f"{i}": knockout(tokens.question, tokens.video, layers=[i]) for i in range(2)}
+        plan = plan_sweep(model, inputs, edits, logits_at=last, timed=False)
+        with Held() as held:
+            sweep(model, inputs, edits, logits_at=last)
+        assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.3)
+
+
+def test_edited_readings_hold_what_is_estimated_and_are_let_go_of():
+    model, inputs = case()
+    tokens, last = inputs.tokens, inputs.tokens.last
+    _, cache = model.run_with_cache(inputs, "resid_pre")
+    mine = [("blocks.1.hook_mlp_out", lambda x, hook: 0.5 * x)]
+    for edits in (
+        {"mine": mine, "again": mine, "once more": mine},
+        {"unedited": [], "audio": patch(cache, tokens.audio), "video": patch(cache, tokens.video)},
+        {f"{at}": patch(cache, tokens.at([at]), layers=[1]) for at in range(3, 15)},
+    ):
+        plan = plan_sweep(model, inputs, edits, logits_at=last, reading=True, timed=False)
+        with Held() as held:
+            read_edited(model, inputs, edits, lambda name, reading: name)
+        assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_device_computes_at_once_is_what_is_estimated(device):
+    cfg = replace(tiny_model(n_layers=2).cfg, n_heads=28, d_head=128, device=device)
+    rows = attention.chunk_rows(28, 10_000, 10_000, device)
+    assert rows == {"cpu": attention.CHUNK_LEAST, "cuda": 119}[device]
+    streamed, fused = (cost.block_bytes(cfg, 10_000, 10_000, 10_000, explicit=how) for how in (True, False))
+    assert streamed - fused == 12 * 28 * 10_000 * rows

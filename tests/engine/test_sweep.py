@@ -134,6 +134,14 @@ def test_an_edited_reading_is_that_of_the_edit_by_itself(family, drawn):
     edits = {"none": [], "unknown": [("blocks.1.hook_mlp_out", lambda x, hook: 0.5 * x)]}
     for name, added in enumerate(drawn):
         edits[str(name)] = [hook for one in added for hook in hooks_of(case, one)[0]]
+    # Nothing leaves the layer in which tokens are discarded, or the one after: all is written over.
+    over, tail = patch(case.cache, last, layers=[2]), case.tokens.at(range(9, case.n))
+    edits |= {
+        "last": over,
+        "gone": discard(case.tokens.at(range(5, 9)), layer=1) + patch(case.cache, tail, layers=[2]),
+        "before": discard(case.tokens.at(range(case.n - 5, case.n - 1)), layer=1) + over,
+        "all": patch(case.cache, case.tokens.all, layers=[1]),
+    }
 
     def check(name, reading):
         slow = case.model.read(case.inputs, fwd_hooks=edits[name])
