@@ -1,7 +1,8 @@
 """Which tokens does a decoding method choose otherwise than the model by itself would, and what is read meanwhile?
 
-A method writes an answer, P_t its distribution at step t. The same answer is read once more by the model alone, P0_t, so that
-both have seen the same text. Of each step
+A method writes an answer, P_t its distribution at step t. The same answer is written once more by the model alone, P0_t, so that
+both have seen the same text. What the checkpoint's generation config makes of logits (`repetition_penalty`, `suppress_tokens`,
+`no_repeat_ngram_size`) is in both. Of each step
 
     changed   the token written is not the likeliest of P0
     rival     the likeliest other token of P0: what the model alone would have written, where the choice was changed
@@ -20,16 +21,15 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from avlens import display
 from avlens.analyses.shift import TokenShift, shift_of
-from avlens.cache import Reduction
 from avlens.decoding.avcd import members
 from avlens.decoding.last_row import LastRow
-from avlens.generation import refuse_no_method
-from avlens.hooks import Again, DecodingMethod, DecodingRun, FwdHook, HookPoint, on_rows, query_positions
+from avlens.generation import Generation, refuse_no_method
+from avlens.hooks import Again, DecodingMethod, DecodingRun, FwdHook, on_rows
 from avlens.inputs import AVInputs
 
 KINDS = ("video", "audio", "other")
@@ -98,7 +98,7 @@ def decoding_choices(
 ) -> DecodingChoices:
     """Let a method write greedily, and compare each of its choices with the model's own after the same text.
 
-    It takes the method's time, with attention computed explicitly, and one more pass over prompt and answer.
+    It takes the method's time, with attention computed explicitly, and the time in which the model alone writes so much.
 
     Args:
         model: A HookedAVModel.
@@ -112,18 +112,18 @@ def decoding_choices(
     """
     refuse_no_method(decoding)
     inputs.tokens  # noqa: B018 - refuses several prompts before anything runs
-    out = model.generate(inputs, max_new_tokens, decoding=_Watched(decoding), keep_logits=True)
-    ids, own = out.tokens[0].cpu(), out.logits[0].float().cpu()
-    other, reads_base = _alone(model, inputs, ids)
+    out, own = _written(model, inputs, decoding, max_new_tokens)
+    ids = out.tokens[0].cpu()
+    alone, other = _written(model, inputs, _Alone(), max_new_tokens, ids)
     shift = shift_of(ids, own, other, model.tokenizer.decode, made_by={**out.made_by, "base": "without the method"})
     rivals = other.scatter(-1, ids[:, None], -torch.inf).argmax(-1)
     p, p_base = (logits.softmax(-1).gather(-1, rivals[:, None])[:, 0] for logits in (own, other))
-    reads, n = out.records["reads"], out.records["reads"].shape[0]
-    names = out.records.get("streams", [f"stream {i}" for i in range(n)])
+    reads, names = out.records["reads"], tuple(out.records.get("streams", ()))
     return DecodingChoices(
         text=out.text, method=repr(decoding), shift=shift,
         rivals=tuple(model.tokenizer.decode([token]) for token in rivals.tolist()), p_rival=p, p_rival_base=p_base,
-        streams=tuple(names)[:n], reads=reads, reads_base=reads_base,
+        streams=names[: len(reads)] if len(names) >= len(reads) else tuple(f"stream {i}" for i in range(len(reads))),
+        reads=reads, reads_base=alone.records["reads"][0],
         decided={name: value[0].cpu() for name, value in out.records.items() if _is_series(value, len(ids))},
         made_by=out.made_by,
     )  # fmt: skip
@@ -134,24 +134,32 @@ def _is_series(value: object, steps: int) -> bool:
     return isinstance(value, Tensor) and value.shape == (1, steps) and value.is_floating_point()
 
 
-def _alone(
-    model: Any, inputs: AVInputs, ids: Tensor
-) -> tuple[Float[Tensor, "step d_vocab"], Float[Tensor, "step kind"]]:
-    """Logits that predict each token of the answer, and what is read for them, without a method."""
-    longer, first = inputs.with_answer(ids), len(inputs.tokens) - 1
-    groups = members(longer.tokens, len(longer.tokens)).float()
+def _written(
+    model: Any, inputs: AVInputs, decoding: DecodingMethod, max_new_tokens: int, ids: Tensor | None = None
+) -> tuple[Generation, Float[Tensor, "step d_vocab"]]:
+    """What a method writes, or how it reads what is given, and what each token was chosen from."""
+    choosing = _Choosing(ids)
+    out = model.generate(
+        inputs, max_new_tokens, decoding=_Watched(decoding), logits_processor=[choosing], max_time=None
+    )  # Both must write as much.
+    return out, torch.stack(choosing.seen)
 
-    def read(
-        pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint
-    ) -> Float[Tensor, "batch kind step"]:
-        asked = query_positions(hook, pattern, dim=2)[0]
-        rows = pattern[:, :, (asked >= first) & (asked < first + len(ids))].float().mean(1)
-        return torch.einsum("bqk,gk->bgq", rows, groups[:, : rows.shape[-1]].to(rows.device))
 
-    at = longer.tokens.at(range(first, first + len(ids)))
-    logits, cache = model.run_with_cache(longer, [], reductions=[Reduction("pattern", "reads", read)], logits_at=at)
-    layers = [cache["pattern.reads", layer][0].cpu() for layer in cache.layers("pattern.reads")]
-    return logits[0].float().cpu(), torch.stack(layers).mean(0).T
+@dataclass(eq=False)
+class _Choosing:
+    """A logits processor, the last of all: it keeps what the others made of the logits, and may say what is written."""
+
+    ids: Int[Tensor, " step"] | None
+    seen: list[Float[Tensor, " d_vocab"]] = field(default_factory=list)
+
+    def __call__(self, _: Int[Tensor, "batch pos"], scores: Float[Tensor, "batch d_vocab"]) -> Tensor:
+        step = len(self.seen)
+        self.seen.append(scores[0].float().cpu())
+        if self.ids is None:
+            return scores
+        written = torch.full_like(scores, -torch.inf)
+        written[0, self.ids[step]] = 0.0
+        return written
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,3 +211,32 @@ class _WatchedRun:
 
     def records(self) -> dict[str, Any]:
         return {**self.run.records(), "reads": torch.stack(self.reads, dim=1)}
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """The method that does nothing."""
+
+    def start(self, model: Any, inputs: AVInputs) -> "_AloneRun":  # noqa: ARG002
+        return _AloneRun(inputs)
+
+
+@dataclass(eq=False)
+class _AloneRun:
+    """One stream, as it is."""
+
+    inputs: AVInputs
+    n_streams: int = 1
+    n_hooked: int = 1
+
+    def prompts(self, stream: int) -> AVInputs:  # noqa: ARG002
+        return self.inputs
+
+    def hooks(self) -> list[FwdHook]:
+        return []
+
+    def mix(self, logits: Float[Tensor, "stream batch d_vocab"], again: Again) -> Float[Tensor, "batch d_vocab"]:  # noqa: ARG002
+        return logits[0]
+
+    def records(self) -> dict[str, Any]:
+        return {}

@@ -95,11 +95,13 @@ def read_data(
         seed: Of synthetic clips.
 
     Raises:
-        DatasetError: If there is no such file or folder, nothing knows its format, or it names no clip.
+        DatasetError: If there is no such file or folder, nothing knows its format, it names no clip, or `limit` is below 1.
     """
     name, _, count = str(source).partition(":")
     if seed < 0:
         raise DatasetError(f"seed is {seed}. Pass a number from 0 on.")
+    if limit is not None and limit < 1:
+        raise DatasetError(f"limit is {limit}. Pass a number from 1 on, or None for all samples.")
     if name == "synthetic":
         if count and not (count.isdecimal() and 0 < int(count) < 10**7):
             raise DatasetError(

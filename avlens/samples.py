@@ -145,8 +145,8 @@ def inside(folder: str | Path, name: Any, where: str) -> Path:
     if not leads.is_relative_to(Path(folder).resolve()):
         raise DatasetError(
             f"{where} names the file {name!r:.200}, a link to {leads}, which is not below {folder}: what a data set "
-            "names may not lead out of its folder. The folder itself may be a link: pass the one that holds the file (--clips), "
-            "with names relative to it, or copy the file."
+            "names may not lead out of its folder. The folder itself may be a link: pass the one that holds the file as the "
+            "folder of clips, with names relative to it, or copy the file."
         )
     return path
 

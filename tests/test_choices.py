@@ -1,4 +1,7 @@
+import copy
 import math
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +92,41 @@ def test_a_method_that_does_nothing_changes_nothing(model, prompt, method):
     assert not found.changed.any() and float(found.shift.kl.max()) < 1e-5
     assert_equal(found.reads[0], found.reads_base)
     assert found.text == model.generate(prompt, 4).text
+
+
+def test_what_the_checkpoint_makes_of_logits_is_in_both(model, prompt, monkeypatch):
+    config = copy.deepcopy(model.stock.whole.generation_config)
+    first = int(model.generate(prompt, 1).tokens[0, 0])
+    config.update(repetition_penalty=1.3, no_repeat_ngram_size=2, suppress_tokens=[first])
+    monkeypatch.setattr(model.stock.whole, "generation_config", config)
+    found = decoding_choices(model, prompt, AVCD(entropy=math.inf), 8)
+    assert found.text == model.generate(prompt, 8).text and first not in found.shift.tokens.tolist()
+    assert not found.changed.any() and float(found.shift.kl.max()) < 1e-5
+    raw = model(prompt)[0, -1]
+    seen = prompt.ids[0].clamp(min=0).unique()
+    raw[seen] = torch.where(raw[seen] < 0, raw[seen] * 1.3, raw[seen] / 1.3)
+    raw[first] = -torch.inf
+    assert_equal(found.shift.p_base[0], raw.softmax(-1)[found.shift.tokens[0]])
+
+
+@dataclass(frozen=True)
+class Twice:
+    """A method of a user's own: the prompt in two streams, of which it names as many as it likes."""
+
+    streams: tuple[str, ...]
+
+    def start(self, model, inputs):
+        return SimpleNamespace(
+            n_streams=2, n_hooked=1, prompts=lambda stream: inputs, hooks=list, mix=lambda logits, again: logits.mean(0),
+            records=lambda: {"streams": self.streams},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("streams", [("one",), ("one", "two"), ("one", "two", "three")])
+def test_streams_have_names_if_each_has_one(model, prompt, streams):
+    found = decoding_choices(model, prompt, Twice(streams), 2)
+    assert found.streams == (streams[:2] if len(streams) > 1 else ("stream 0", "stream 1"))
+    assert f"reads video, {found.streams[1]}" in found.to_frame()
 
 
 def test_several_prompts_and_what_is_no_method_are_refused(model, prompt):

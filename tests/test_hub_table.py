@@ -120,6 +120,9 @@ def test_a_data_set_is_told_by_its_file(tmp_path):
         "d.jsonl", json.dumps({"clip": "x/dog.mp4", "options": ["a", "b"], "objects": ["dog"], "start": 1.0}) + "\n\n"
     )
     assert read_data(vgg, tmp_path, limit=2).samples[0].path == tmp_path / "abc_000001.mp4"
+    for source, limit in ((vgg, 0), ("synthetic:4", 0), (vgg, -1)):
+        with pytest.raises(DatasetError, match=f"limit is {limit}. Pass a number from 1 on"):
+            read_data(source, tmp_path, limit=limit)
     described = read_data(vgg, tmp_path, task="describe").samples[0]
     assert described.question.startswith("Describe") and not described.options
     data = read_data(vgg)

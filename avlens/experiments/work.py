@@ -86,7 +86,9 @@ class Worker:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             rows, problem, notes = self._tried(item, settings, attempt)
-        warned = (f"{one.category.__name__}: {one.message}" for one in said if issubclass(one.category, UserWarning))
+        warned = (
+            cut(f"{one.category.__name__}: {one.message}") for one in said if issubclass(one.category, UserWarning)
+        )
         if not problem and rows and not any(map(_holds_something, rows)):
             problem = f"every value is NaN: {', '.join(nan_names(rows))}"
         return Record(
@@ -112,9 +114,9 @@ class Worker:
                     return tuple(plain_row(row) for row in rows), "", notes
             except Exception as error:  # noqa: BLE001 - whatever one item does, the others are measured
                 if not is_out_of_memory(error):
-                    return (), f"{type(error).__name__}: {error}", notes
+                    return (), cut(f"{type(error).__name__}: {error}"), notes
                 times = "once" if attempt else f"{len(ways)} times"
-                out_of_memory = f"out of memory, {times}: {_first_line(error)}"
+                out_of_memory = cut(f"out of memory, {times}: {_first_line(error)}")
             let_go(self.model)  # Not within except: there the traceback still holds what is to be let go.
         return (), out_of_memory, ()
 
@@ -199,7 +201,16 @@ def _holds_something(row: Mapping[str, Any]) -> bool:
 
 def described(error: BaseException) -> str:
     """What went wrong; who raised an error of avlens need not be said."""
-    return str(error) if isinstance(error, AVLensError) else f"{type(error).__name__}: {error}"
+    return cut(str(error) if isinstance(error, AVLensError) else f"{type(error).__name__}: {error}")
+
+
+LONGEST = 2000
+"""Characters of what is said to be wrong: records are many, and a pipe between processes holds little."""
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that is too long."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def not_loaded(reason: str) -> ExperimentError:

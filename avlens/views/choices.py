@@ -88,7 +88,7 @@ def _with_axes(fig: go.Figure, choices: DecodingChoices, decided: str | None) ->
     ends = (0.46, 0.5, 0.78, 0.82) if decided is not None else (0.56, 0.61, 1.0, 1.0)
     common = {"side": "top", "anchor": "y", "zeroline": False, "title": {"standoff": 6}}
     most = float(choices.reads[..., :2].max()) if choices.reads.numel() else 0
-    most = max(most, float(choices.reads_base[:, :2].max()))
+    most = max(most, float(choices.reads_base[:, :2].max())) or 1.0  # Where there are no media, an axis all the same.
     return fig.update_layout(
         margin={"t": fig.layout.margin.t + 16, "b": 40}, bargap=0.4,
         legend={"x": 0, "xanchor": "left", "y": 0, "yanchor": "top"},

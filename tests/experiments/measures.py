@@ -16,6 +16,10 @@ def no_model():
     raise CheckpointError("there is no such model. Pass another.")
 
 
+def no_model_at_length():
+    raise RuntimeError("missing key " + "x" * 200_000)
+
+
 def small_model():
     return tiny_model(n_layers=1, d_model=32, n_heads=2, n_key_value_heads=1, d_mlp=32)
 

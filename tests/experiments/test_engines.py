@@ -20,6 +20,7 @@ from tests.experiments.measures import (
     deadly_experiment,
     model_for_any_device,
     no_model,
+    no_model_at_length,
     read,
     samples,
     small_model,
@@ -45,7 +46,9 @@ def apart(function, *args):
     """Call a function in a process of its own: Ray's threads do not stay in this one, which forks."""
     process = multiprocessing.get_context("fork").Process(target=function, args=args)
     process.start()
-    process.join()
+    process.join(300)
+    if process.exitcode is None:
+        process.kill()
     assert process.exitcode == 0
 
 
@@ -193,6 +196,18 @@ def check_reason(engine, folder):
 def test_why_workers_have_no_model_is_said_and_nothing_more(tmp_path, capfd):
     check_reason(Processes(1), tmp_path)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def check_long_reason(folder):
+    with pytest.raises(ExperimentError, match="It said: RuntimeError: missing key xxx.*…$") as told:
+        run(LOUDNESS, no_model_at_length, samples(1), folder, read=read, engine=Processes(1))
+    assert len(str(told.value)) < 2500
+
+
+@forks
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_why_workers_have_no_model_may_be_a_long_story(tmp_path):
+    apart(check_long_reason, tmp_path)
 
 
 @on_ray

@@ -81,6 +81,16 @@ def test_whatever_goes_wrong_is_recorded_and_the_rest_goes_on(model, tmp_path):
     assert len(found.failures) == 5 and len(found.problems()) == 6
 
 
+def test_what_goes_wrong_at_length_is_recorded_in_part(model, tmp_path):
+    def wordy(*_):
+        warnings.warn("w" * 200_000, stacklevel=1)
+        raise ZeroDivisionError("x" * 200_000)
+
+    (found,) = run(Experiment("wordy", wordy), model, samples(1), tmp_path, read=read).records
+    assert found.problem.startswith("ZeroDivisionError: xxx") and len(found.problem) == 2000
+    assert [len(note) for note in found.notes] == [2000]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of 24 KiB, and a function that makes it larger."""

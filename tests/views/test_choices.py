@@ -47,6 +47,12 @@ def test_attention_is_drawn_of_streams_that_read_otherwise(found):
     assert len(drawn(plot(found["FMD"]), "attention to video")) == 3
 
 
+def test_without_media_the_axis_of_attention_is_there_all_the_same(run):
+    choices = decoding_choices(run.model, run.model.prepare([], "what do you hear ?"), FMD(fork=1), 2)
+    fig = plot(choices)
+    assert not choices.reads[..., :2].any() and fig.layout.xaxis2.range == (0, 1.1)
+
+
 @pytest.mark.parametrize(("name", "record"), [("ASD", "gamma"), ("AVCD", "entropy"), ("FMD", "weight"), ("PAI", "")])
 def test_what_was_decided_has_its_own_axis(found, name, record):
     bars = [one for one in plot(found[name]).data if one.type == "bar"]
