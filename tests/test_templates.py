@@ -28,6 +28,21 @@ HONEST = {
     "tests": "{{ 'a' if messages is defined and messages[0].role in ['system', 'user'] and tools is none else 'b' }}"
     "{%- set a, b = 1, 2.5 -%}{{ a + b * 2 - 1 }} {{ 7 // 2 }} {{ 2 ** 8 }} {{ -a }} {{ a < b <= 3 }} {{ messages is sequence }}"
     "{{ {'k': (a, b)} }}{{ messages[0].get('name', 'n') }}{{ 'x'.join(['p', 'q']) }}{{ bos_token }}",
+    "iterators": "{% if messages | selectattr('role', 'equalto', 'tool') %}tools{% endif %}x"
+    "{% set u = messages|map(attribute='role') %}{% for r in u %}{{ r }}{% endfor %}{% for r in u %}{{ r }}{% endfor %}"
+    "{% set v = [3, 4, 5]|map('string') %}{{ v|first }}"
+    "{{ v|list }}{{ v|list }}{{ messages|rejectattr('role', 'in', ['user'])|map(attribute='role')|join }}{{ u is sequence }}",
+    "blocks": "{% set x | replace('a', 'b') | upper %}aaa{% endset %}{{ x }}{% for i in range(2) %}"
+    "{% filter indent(2) %}{{ i }}\n{% filter replace('1', x) %}l1\n{% endfilter %}{% endfilter %}{% endfor %}"
+    "{% set ns = namespace(y=0) %}"
+    "{% set ns.y | trim %} {% set z | center(5) %}z{% endset %}{{ z }} {% endset %}{{ ns.y }}"
+    "{% macro f() %}{% filter replace(' ', '-') %}a b{{ caller() }}{% endfilter %}{% endmacro %}{% call f() %} c{% endcall %}",
+    "numbers": "{{ 1700000000|string }}{{ '%d' % 1700000000 }}{{ 1700000000 % 7 }}{{ 1700000000 * 0.5 }}"
+    "{{ '{}: {:>9,}'.format('99999999999', 1700000000) }}{{ '**%s** 100%%' % 'a' }}{{ 1700000000|round(2) }}"
+    "{{ 2 ** 2000 // 3 ** 1200 }}{{ {'t': 1700000000}|tojson }}"
+    "{{ 17.125|round(2) }}{{ '{{}} {}'.format(1) }}",
+    "loops given": "{% macro f(l) %}{{ l.index }}{{ l is defined }}{% endmacro %}{% for m in messages if m.role %}{{ f(loop) }}"
+    "{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}{% endfor %}{{ {'a': 1}.items()|list }}{{ {'a': 1}.keys()|join }}",
     "recursion": "{% for i in [[1, [2, 3]], 4] recursive %}"
     "{% if i is iterable %}({{ loop(i) }}){% else %}{{ i }}{% endif %}{% endfor %}",
 }  # fmt: skip
@@ -60,6 +75,28 @@ HOSTILE = {
     "twice, written": "{% set n = namespace(x='a') %}{% for i in R99 %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
     "twice, lists": "{% set ns = namespace(x=1) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
     "twice, dicts": "{% set ns = namespace(x=1) %}{% for i in R99 %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "twice, namespaces": "{% set n = namespace(x=1) %}{% for i in R99 %}"
+    "{% set n.x = [namespace(v=n.x), namespace(v=n.x)] %}{% endfor %}{{ n.x }}",
+    "twice, views": "{% set n = namespace(x={1: 1}) %}{% for i in R99 %}"
+    "{% set n.x = {1: n.x.items(), 2: n.x.values()} %}{% endfor %}{{ n.x }}",
+    "twice, views' mappings": "{% set n = namespace(x={1: 1}) %}{% for i in R99 %}"
+    "{% set n.x = {1: n.x.items().mapping, 2: n.x.keys().mapping} %}{% endfor %}{{ n.x }}",
+    "widths, in tuples": "{{ '%*d' % (400000000, 1) }}",
+    "widths, in lists": "{{ '{0[0]:{0[1]}}'.format([1, 400000000]) }}",
+    "widths, in texts": "{{ '{:{}{}}'.format(1, '4000', '00000') }}",
+    "widths, of bytes": "{{ '%400000000d'.encode() % 1 }}",
+    "widths, in other digits": "{{ '{:٤٠٠٠٠٠٠٠٠}'.format(1) }}",
+    "widths, of each": "{{ ['%400000000d']|map('format', 1)|list }}",
+    "tags": "{{ ('<!---->' * 200000) | striptags }}",
+    "tags, a method": "{{ (('<!---->' * 200000) | safe).striptags() }}",
+    "tags of each": "{{ ['<!---->' * 200000] | map('striptags') | join }}",
+    "one long word": "{{ ('a' * 9000000) | wordwrap(1) }}",
+    "an encoding": "{{ ('é' * 9000000).encode('punycode') }}",
+    "division": "{{ ((3**4000000) // (3**2000000)) % 10 }}",
+    "division of read numbers": "{% set x = ('f' * 5000000)|int(base=16) %}{{ (x * x) // x }}",
+    "rounding": "{{ 1|round(99999999, 'ceil') }}",
+    "what a loop has left": "{% for i in R %}{{ loop|map('center', 99999)|list|length }}{% endfor %}",
+    "what a filter has left": "{% set x = R|map('string') %}{{ x|map('center', 99999)|list|length }}",
     "searching": "{% set l = R|list %}{% for i in R %}{% if -1 in l or i is in l %}{% endif %}{% endfor %}",
     "copying": "{% set l = 'a' * 1000000 %}{% for i in R %}{% set y = l[1:] %}{% endfor %}",
     "adding": "{{ (R|batch(1)|list|sum(start=[]))|length }}",
