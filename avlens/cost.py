@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
+    return f"{seconds:.{1 if seconds < 1 else 3}g} s"
 
 
 def block_work(

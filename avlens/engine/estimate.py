@@ -107,7 +107,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """What is done, in the bar's words."""
-        self.bar.set_postfix_str(text)
+        self.bar.set_postfix_str(text, refresh=False)  # a refresh would show a bar that is not due yet
 
     def of_run(self, amount: float) -> list[FwdHook]:
         """Hooks of a whole run that takes this much of the work."""

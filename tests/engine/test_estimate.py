@@ -189,6 +189,7 @@ def test_bars_tell_what_it_takes_and_reach_their_end(capsys, monkeypatch):
     assert "sinks (about" in told
     monkeypatch.setattr(engine_estimate, "SHORT", 600.0)
     find_hubs(model, inputs, [1, 2], progress=True)
+    sweep(model, inputs, edits, logits_at=tokens.last, progress="cutting")
     assert capsys.readouterr().err == ""
 
 
