@@ -1,6 +1,6 @@
 """Measure avlens beside its peers, and write docs/benchmarks.md.
 
-    python -m tests.benchmarks                         # what is not measured yet, then the page; about half an hour
+    python -m tests.benchmarks                         # what is not measured yet, then the page; about forty minutes
     python -m tests.benchmarks 1024 "length 8192"      # these parts only
     python -m tests.benchmarks --fresh                 # all of it again
     python -m tests.benchmarks 1024 --device cuda      # on a GPU: tables are printed, the page is left as it is
