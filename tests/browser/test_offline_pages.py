@@ -1,10 +1,12 @@
 """Whoever is sent a page opens it in their browser, clicks, and nothing is asked of any other machine."""
 
+from contextlib import closing
+
 import pytest
 
 from avlens import views
 from avlens.testing import tiny_clip, tiny_model
-from tests.browser.browsers import chromium, firefox, until
+from tests.browser.browsers import SIZE, chromium, firefox, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]  # of the browsers' drivers
 
@@ -94,16 +96,16 @@ def test_attention_is_drawn(pages, browser):
 WIDE = "Math.max(...[...document.querySelectorAll('.avlens-view canvas')].map(canvas => canvas.clientWidth))"
 
 
-def test_attention_grows_with_its_window_and_follows_the_readers_theme(pages):
-    with chromium() as page:
-        page.emulate_media(color_scheme="light")
-        page.open(pages[0] / "attention.html")
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)
+def test_attention_grows_with_its_window_and_follows_the_readers_theme(pages, browser):
+    with closing(browser.context.browser.new_page(viewport=SIZE, color_scheme="light")) as page:
+        page.goto((pages[0] / "attention.html").as_uri())
         until(page, "document.querySelectorAll('canvas').length > 2")
         before, style = page.evaluate(WIDE), "getComputedStyle(document.querySelector('.avlens-view'))"
         assert before > 800 and page.evaluate(f"{style}.filter") == "none"
         page.set_viewport_size({"width": 500, "height": 800})
         until(page, f"{WIDE} < 500")
-        page.set_viewport_size({"width": 1280, "height": 1000})
+        page.set_viewport_size(SIZE)
         until(page, f"{WIDE} === {before}")
         page.emulate_media(color_scheme="dark")
         assert "invert" in page.evaluate(f"{style}.filter")
