@@ -57,18 +57,16 @@ def test_ctrl_c_leaves_whole_records_and_no_process(tmp_path, engine):
     kept = read_records(tmp_path / "out")
     assert kept.records and all(not one.problem for one in kept.records)
     assert not list((tmp_path / "out").glob("*.part"))
-    with RecordFolder(
-        tmp_path / "out", kept.made_by
-    ) as folder:  # Nobody holds it, and what is kept is not measured again.
+    # Nobody holds it, and what is kept is not measured again.
+    with RecordFolder(tmp_path / "out", kept.made_by) as folder:
         assert folder.done.keys() == {one.key for one in kept.records}
     check_gone(its)
 
 
 def test_ctrl_c_while_workers_start_says_no_more_than_later(tmp_path):
     with started(tmp_path / "out", "processes") as process:
-        while (
-            process.poll() is None and len(its := below(process.pid)) < 3
-        ):  # Its two workers, and what tracks what they share.
+        # Its two workers, and what tracks what they share.
+        while process.poll() is None and len(its := below(process.pid)) < 3:
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         rest = process.stderr.read()
