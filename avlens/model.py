@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from avlens import names
 from avlens.cache import AVCache, Recorder, Reduction
@@ -555,8 +556,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     def remember(self, question: Hashable, find: Callable[[], T]) -> T:
         """What `find` found when the question was first asked: a fact of the weights alone, such as their sink dimensions.
 
-        It is found anew when a weight was replaced or edited in place (not through `.data`: then `forget_encodings`), and
-        wherever hooks are attached.
+        It is found anew when a weight was replaced or edited in place (not through `.data` or in inference mode: then
+        `forget_encodings`), and wherever hooks are attached.
         """
         with self._lock:
             if self.watched_points():
@@ -571,7 +572,8 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         return hash(self._weights()), inputs.key
 
     def _weights(self) -> tuple[tuple[int, int], ...]:
-        return tuple((weight.data_ptr(), weight._version) for weight in self.parameters())
+        # What is made in inference mode counts no edits.
+        return tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in self.parameters())
 
     def _apply(self, fn: Any, recurse: bool = True) -> "HookedAVModel":
         self.forget_encodings()
@@ -795,11 +797,12 @@ def _rows_at(x: Float[Tensor, "batch pos d_model"], run: Run, tokens: TokenSet) 
         raise PositionError(
             f"{tokens!r} belongs to a prompt of another layout than those that run. Take it from inputs.tokens."
         )
-    own = run.query_index[None] - run.padding[:, None]
-    hits = own[:, :, None] == tokens.positions
-    if not bool(hits.any(1).all()):
+    own = (run.query_index[None] - run.padding[:, None]).contiguous()
+    wanted = tokens.positions.expand(len(own), -1).contiguous()
+    index = torch.searchsorted(own, wanted)
+    if not torch.equal(F.pad(own, (0, 1), value=-1).gather(1, index), wanted):
         raise PositionError(f"{tokens!r} holds positions that were discarded on the way, so they have no logits.")
-    index = hits.long().argmax(1).to(x.device)
+    index = index.to(x.device)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 

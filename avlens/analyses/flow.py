@@ -250,29 +250,13 @@ def information_flow(
         PromptError: If there is nothing to measure: no edges, no prompts, or none answered right.
         LayerError: If there is no such layer or window.
     """
-    rows = [prompts] if isinstance(prompts, AVInputs) else list(prompts)
-    wanted = tuple(Edge.parse(edge) for edge in edges)
-    _check(rows, wanted, labels=labels, others=others)
-    visited, spans = layer_spans(model.cfg.n_layers, window=window, sweep=sweep, layers=layers)
     chosen = None if heads is None else tuple(heads)
-    kept = _answered(model, rows, labels, others)
-    measured = []
-    for i in tqdm(kept, desc="flow", unit="prompt", disable=not progress or len(kept) == 1):
-        found = groups_of(groups, rows[i])
-        cuts = [edge.cut(rows[i].tokens, found) for edge in wanted]
-        bar = "cut" if progress and len(kept) == 1 else None
-        measured.append(kept[i].measure(cuts, spans, chosen, controls or Controls(0), bar))
-    for edge, present in zip(wanted, zip(*(one.present for one in measured), strict=True), strict=True):
-        if not any(present):
-            refuse_unknown(edge, groups_of(groups, rows[next(iter(kept))]))
-    options = {"window": window, "sweep": sweep, "heads": chosen, "controls": controls}
-    return InformationFlow(
-        p=_stacked(one.p[:, 0] for one in measured), logit_diff=_stacked(one.logit_diff[:, 0] for one in measured),
-        flipped=_stacked(one.flipped[:, 0] for one in measured), p_control=_stacked(one.p[:, 1:] for one in measured),
-        pairs=_stacked(one.pairs for one in measured), edges=wanted, layers=visited, spans=spans, sweep=sweep, window=window,
-        p_base=torch.tensor([one.p for one in kept.values()]), logit_diff_base=torch.tensor([one.diff for one in kept.values()]),
-        answers=tuple(one.word(one.answer) for one in kept.values()), others=tuple(one.word(one.other) for one in kept.values()),
-        kept=tuple(kept), made_by=model.made_by(AVInputs.batch([rows[i] for i in kept]), flow=options),
+    wanted = [(Edge.parse(edge), chosen) for edge in edges]
+    if len(set(wanted)) < len(wanted):
+        raise PromptError(f"edges are {list(edges)}. Pass each edge once.")
+    return _flow(
+        model, prompts, wanted, groups=groups, window=window, sweep=sweep, layers=layers, labels=labels, others=others,
+        controls=controls, progress=progress,
     )  # fmt: skip
 
 
@@ -288,13 +272,50 @@ def flow_by_head(
 ) -> HeadFlow:
     """Cut one edge in each head by itself (or in each of `heads`); other arguments as in `information_flow`."""
     one_by_one = range(model.cfg.n_heads) if heads is None else heads
-    parts = [
-        information_flow(model, prompts, [edge], window=window, heads=[head], **options)
-        for head in tqdm(one_by_one, desc="heads", unit="head", disable=not progress)
-    ]
-    first = parts[0]
-    change = torch.stack([part.change[0] for part in parts], dim=1)
-    return HeadFlow(change, first.edges[0], first.layers, window, first.answers, first.made_by)
+    wanted = [(Edge.parse(edge), (head,)) for head in one_by_one]
+    found = _flow(model, prompts, wanted, window=window, progress=progress, **options)
+    made_by = {**found.made_by, "flow": {**found.made_by["flow"], "heads": tuple(one_by_one)}}
+    return HeadFlow(found.change.transpose(0, 1), wanted[0][0], found.layers, window, found.answers, made_by)
+
+
+def _flow(
+    model: Any,
+    prompts: AVInputs | Sequence[AVInputs],
+    wanted: Sequence[tuple[Edge, tuple[int, ...] | None]],
+    *,
+    window: int,
+    groups: Groups | None = None,
+    sweep: Sweep = "window",
+    layers: Layers = "all",
+    labels: Sequence[str] | None = None,
+    others: Sequence[str] | None = None,
+    controls: Controls | None = None,
+    progress: bool = False,
+) -> InformationFlow:
+    """Each edge cut in some heads: all that are cut in a prompt in one sweep."""
+    rows = [prompts] if isinstance(prompts, AVInputs) else list(prompts)
+    _check(rows, wanted, labels=labels, others=others)
+    visited, spans = layer_spans(model.cfg.n_layers, window=window, sweep=sweep, layers=layers)
+    kept = _answered(model, rows, labels, others)
+    measured = []
+    for i in tqdm(kept, desc="flow", unit="prompt", disable=not progress or len(kept) == 1):
+        found = groups_of(groups, rows[i])
+        cuts = [(edge.cut(rows[i].tokens, found), heads) for edge, heads in wanted]
+        bar = "cut" if progress and len(kept) == 1 else None
+        measured.append(kept[i].measure(cuts, spans, controls or Controls(0), bar))
+    for (edge, _), present in zip(wanted, zip(*(one.present for one in measured), strict=True), strict=True):
+        if not any(present):
+            refuse_unknown(edge, groups_of(groups, rows[next(iter(kept))]))
+    options = {"window": window, "sweep": sweep, "heads": wanted[0][1], "controls": controls}
+    return InformationFlow(
+        p=_stacked(one.p[:, 0] for one in measured), logit_diff=_stacked(one.logit_diff[:, 0] for one in measured),
+        flipped=_stacked(one.flipped[:, 0] for one in measured), p_control=_stacked(one.p[:, 1:] for one in measured),
+        pairs=_stacked(one.pairs for one in measured), edges=tuple(edge for edge, _ in wanted), layers=visited, spans=spans,
+        sweep=sweep, window=window,
+        p_base=torch.tensor([one.p for one in kept.values()]), logit_diff_base=torch.tensor([one.diff for one in kept.values()]),
+        answers=tuple(one.word(one.answer) for one in kept.values()), others=tuple(one.word(one.other) for one in kept.values()),
+        kept=tuple(kept), made_by=model.made_by(AVInputs.batch([rows[i] for i in kept]), flow=options),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,15 +355,14 @@ class _Asked:
 
     def measure(
         self,
-        cuts: Sequence[Cut | None],
+        cuts: Sequence[tuple[Cut | None, tuple[int, ...] | None]],
         spans: Sequence[Sequence[int]],
-        heads: Sequence[int] | None,
         controls: Controls,
         progress: str | None,
     ) -> _Measured:
-        pairs = torch.tensor([0 if cut is None else int(cut.pairs().sum()) for cut in cuts])
+        pairs = torch.tensor([0 if cut is None else int(cut.pairs().sum()) for cut, _ in cuts])
         edits: dict[tuple[int, int, int], list[FwdHook]] = {}
-        for i, cut in enumerate(cuts):
+        for i, (cut, heads) in enumerate(cuts):
             for j, span in enumerate(spans):
                 # An edge that causality forbids, or one cut nowhere, leaves the run as it is.
                 if cut is not None and int(pairs[i]) and span:
@@ -359,7 +379,7 @@ class _Asked:
             p[where] = logits.softmax(-1)[:, self.answer]
             diff[where] = logits[:, self.answer] - logits[:, self.other]
             flipped[where] = (logits.argmax(-1) != self.answer).float()
-        present = tuple(cut is not None for cut in cuts)
+        present = tuple(cut is not None for cut, _ in cuts)
         for values in (p, diff, flipped):
             values[~torch.tensor(present)] = torch.nan
         return _Measured(p, diff, flipped, pairs, present)
@@ -386,11 +406,9 @@ def _stacked(parts: Any) -> Tensor:
     return torch.stack(list(parts), dim=-1)
 
 
-def _check(rows: Sequence[AVInputs], edges: Sequence[Edge], **words: Sequence[str] | None) -> None:
-    if not rows or not edges or len(set(edges)) < len(edges):
-        raise PromptError(
-            f"{len(rows)} prompts and {len(edges)} edges were given. Pass one or more of each, each edge once."
-        )
+def _check(rows: Sequence[AVInputs], wanted: Sequence[Any], **words: Sequence[str] | None) -> None:
+    if not rows or not wanted:
+        raise PromptError(f"{len(rows)} prompts and {len(wanted)} cuts were given. Pass one or more of each.")
     for name, given in words.items():
         if given is not None and (isinstance(given, str) or len(given) != len(rows)):
             raise PromptError(f"{name} is {given!r} for {len(rows)} prompts. Pass a list with one word for each.")

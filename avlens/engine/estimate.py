@@ -6,6 +6,7 @@ operations and bytes of the work (`avlens.cost`), give seconds and memory. The r
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,31 +55,56 @@ def estimate_run(
         BatchError: If the inputs hold several prompts.
         HookError: If the filter matches nothing.
     """
+    estimate, _ = _of_run(model, inputs, names_filter, reductions, logits_at, timed)
+    return estimate
+
+
+def _of_run(
+    model: HookedAVModel,
+    inputs: AVInputs,
+    names_filter: names.NamesFilter = (),
+    reductions: Sequence[Reduction] = (),
+    logits_at: TokenSet | None = None,
+    timed: bool = True,
+) -> tuple[Estimate, Callable[[int], int]]:
+    """What it takes, and how many bytes the same would be of so many positions."""
     cfg, tokens = model.cfg, inputs.prompt.tokens
-    asked, n = (tokens.all if logits_at is None else logits_at).positions, len(tokens)
+    asked = (tokens.all if logits_at is None else logits_at).positions
     nothing = not callable(names_filter) and names_filter is not None and len(names_filter) == 0
     kept = [] if nothing else names.matching(names_filter, model.hook_dict)
     watched = {names.short_name(name) for name in kept} | {one.activation for one in reductions}
     explicit = cfg.n_layers if watched & {"pattern", "attn_scores"} else 0
-    work = cost.run_work(cfg, n, asked, explicit=explicit)
-    nbytes = cost.kept_bytes(cfg, kept, 1, n) + cost.block_bytes(cfg, n, n, n, explicit=bool(explicit))
-    nbytes += cost.logits_bytes(cfg, len(asked)) + 4 * cfg.n_heads * n * cfg.n_layers * len(reductions)
+
+    def nbytes(n: int) -> int:
+        block = cost.block_bytes(cfg, n, n, n, explicit=bool(explicit))
+        logits = cost.logits_bytes(cfg, n if len(asked) == len(tokens) else min(n, len(asked)))
+        return cost.kept_bytes(cfg, kept, 1, n) + block + logits + 4 * cfg.n_heads * n * cfg.n_layers * len(reductions)
+
     rates = rates_of(model) if timed else Rates()
-    return Estimate(rates.seconds(work), nbytes, cost.free_bytes(model.device))
+    seconds = rates.seconds(cost.run_work(cfg, len(tokens), asked, explicit=explicit))
+    return Estimate(seconds, nbytes(len(tokens)), cost.free_bytes(model.device)), nbytes
 
 
-def refuse(what: str, estimate: Estimate, length: int, remedy: str) -> None:
+def refuse(what: str, estimate: Estimate, nbytes: Callable[[int], int], length: int, remedy: str) -> None:
     """Refuse work that the free memory cannot hold.
+
+    Args:
+        what: The work.
+        estimate: What it takes.
+        nbytes: How many bytes it would take of a prompt of so many positions.
+        length: How many positions the prompt has.
+        remedy: What to do instead.
 
     Raises:
         TooLargeError: Says what would fit.
     """
     if estimate.free is None or estimate.nbytes <= estimate.free:
         return
-    fits = int(length * estimate.free / estimate.nbytes)
+    fits = bisect_right(range(1, length), estimate.free, key=nbytes)
+    would = f"A prompt of about {fits:,} positions would fit." if fits else "No shorter prompt would fit either."
     raise TooLargeError(
         f"{what} of a prompt of {length:,} positions takes {cost.size(estimate.nbytes)}, but {cost.size(estimate.free)} are "
-        f"free. A prompt of about {fits:,} positions would fit. {remedy}"
+        f"free. {would} {remedy}"
     )
 
 
@@ -150,8 +176,8 @@ def watched_run(
     Raises:
         TooLargeError: If the free memory cannot hold it.
     """
-    estimate = estimate_run(model, inputs, reductions=reductions, timed=says is not None, **options)
-    refuse("a run", estimate, len(inputs.prompt.tokens), "Name fewer activations, or ask for fewer logits.")
+    estimate, nbytes = _of_run(model, inputs, reductions=reductions, timed=says is not None, **options)
+    refuse("a run", estimate, nbytes, len(inputs.prompt.tokens), "Name fewer activations, or ask for fewer logits.")
     encode_first(model, inputs, says, estimate)
     with bar_of(model.cfg, 1.0, says, estimate) as bar:
         yield bar.of_run(1.0)

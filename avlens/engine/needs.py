@@ -1,10 +1,11 @@
 """What does a sweep need: which operations are shared, which does each batch add, and how many bytes are held at once?"""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from avlens import cost, names
@@ -20,6 +21,83 @@ _ATTENTION = ("attn_scores", "pattern")
 Hooks = Sequence[tuple[str, HookFn]]
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What is held while a sweep runs.
+
+    Attributes:
+        cfg: The decoder.
+        length: How many positions the prompt has.
+        asked: How many of them are unembedded.
+        reach: How many the unedited run goes through; 0 if there is none.
+        layers: Of how many layers it leaves keys and values.
+        streamed: How many rows of streams it leaves, in all layers together.
+        carried: Of how many rows edits bring keys and values, in all layers together.
+        results: How often logits of the asked positions are there.
+        in_full: Hooks of each edit that is run in full.
+        batches: Steps of each batch, and its edits' hooks.
+        reading: Whether keys and values of each edit are kept.
+    """
+
+    cfg: DecoderConfig
+    length: int
+    asked: int
+    reach: int
+    layers: int
+    streamed: int
+    carried: int
+    results: int
+    in_full: Sequence[Hooks] = ()
+    batches: Sequence[tuple[Mapping[int, Step], Sequence[Hooks]]] = ()
+    reading: bool = False
+
+    @cached_property
+    def kept(self) -> int:
+        """Bytes of what the unedited run leaves, and of the results."""
+        streams = self.cfg.dtype.itemsize * self.cfg.d_model * self.streamed
+        results = cost.logits_bytes(self.cfg, self.asked) * self.results
+        return streams + self.layers * self.reach * _keys_and_values(self.cfg) + results
+
+    @cached_property
+    def brought(self) -> int:
+        """Bytes of what edits bring."""
+        return self.carried * _keys_and_values(self.cfg)
+
+    @cached_property
+    def at_once(self) -> int:
+        """The most bytes that a run holds beside what is kept, or a batch with what is brought."""
+        past = past_bytes(self.cfg, self.length) if self.reading else 0
+        runs = [past + run_bytes(self.cfg, self.length, self.asked, hooks) for hooks in self.in_full]
+        if self.reach:
+            runs += [past, run_bytes(self.cfg, self.reach, self.asked, ())]
+        return max([*runs, *(self.brought + self._batch(one) for one in self.batches)], default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """The most at once."""
+        return self.kept + self.at_once
+
+    def shorter(self, n: int) -> "Held":
+        """Of a prompt of `n` positions that is edited alike."""
+        share, largest = n / self.length, max(self.batches, key=self._batch, default=None)
+        batches = [] if largest is None else [(_shorter(largest[0], share), largest[1])]
+        reach, streamed, carried = (math.ceil(rows * share) for rows in (self.reach, self.streamed, self.carried))
+        asked = n if self.asked == self.length else min(n, self.asked)
+        return replace(self, length=n, asked=asked, reach=reach, streamed=streamed, carried=carried, batches=batches)
+
+    def _batch(self, one: tuple[Mapping[int, Step], Sequence[Hooks]]) -> int:
+        return batch_bytes(self.cfg, one[0], one[1], len(one[1]), reading=self.reading)
+
+
+def _shorter(steps: Mapping[int, Step], share: float) -> dict[int, Step]:
+    """The same steps of a prompt that is shorter by this share."""
+    fields = ("enter", "leave", "fresh", "gone", "brought")
+    return {
+        layer: Step(*((getattr(step, name) * share).long().unique() for name in fields))
+        for layer, step in steps.items()
+    }
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a sweep takes.
@@ -29,9 +107,7 @@ class Needs:
         batches: Of each batch.
         full: Of one run in full.
         in_full: How many edits are run in full.
-        kept: Bytes of what the unedited run leaves, and of the results.
-        brought: Bytes of what edits bring.
-        at_once: The most bytes that a run holds beside what is kept, or a batch with what is brought.
+        held: What is held meanwhile.
         memory: How many bytes a batch may take.
         free: How many are free; None if that is not known.
         rates: At which the model works here.
@@ -41,12 +117,25 @@ class Needs:
     batches: tuple[Work, ...]
     full: Work
     in_full: int
-    kept: int
-    brought: int
-    at_once: int
+    held: Held
     memory: int
     free: int | None
     rates: Rates = field(default_factory=Rates)
+
+    @property
+    def kept(self) -> int:
+        """Bytes of what the unedited run leaves, and of the results."""
+        return self.held.kept
+
+    @property
+    def brought(self) -> int:
+        """Bytes of what edits bring."""
+        return self.held.brought
+
+    @property
+    def at_once(self) -> int:
+        """The most bytes that a run holds beside what is kept, or a batch with what is brought."""
+        return self.held.at_once
 
     @property
     def total(self) -> Work:
@@ -56,7 +145,7 @@ class Needs:
     @property
     def estimate(self) -> Estimate:
         """Time and memory."""
-        return Estimate(self.rates.seconds(self.total), self.kept + self.at_once, self.free)
+        return Estimate(self.rates.seconds(self.total), self.held.nbytes, self.free)
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -100,20 +189,9 @@ def run_bytes(cfg: DecoderConfig, length: int, asked: int, hooks: Iterable[FwdHo
     return nbytes if all(is_row_wise(fn) for fn in points) else nbytes + cost.pattern_bytes(cfg, length, length)
 
 
-def kept_bytes(cfg: DecoderConfig, first: int, reach: int, streams: Mapping[int, Int[Tensor, " row"]]) -> int:
-    """Of what the unedited run leaves: keys and values, and streams."""
-    streamed = cfg.dtype.itemsize * cfg.d_model * sum(len(one) for one in streams.values())
-    return streamed + (cfg.n_layers - first) * reach * _keys_and_values(cfg)
-
-
 def past_bytes(cfg: DecoderConfig, length: int) -> int:
     """Of the keys and values of a whole prompt."""
     return cfg.n_layers * length * _keys_and_values(cfg)
-
-
-def brought_bytes(cfg: DecoderConfig, brought: Iterable[Bringing]) -> int:
-    """Of the keys and values that edits bring."""
-    return sum(len(one.positions) for one in brought) * _keys_and_values(cfg)
 
 
 def _keys_and_values(cfg: DecoderConfig) -> int:

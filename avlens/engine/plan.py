@@ -3,13 +3,11 @@
 A plan says it before anything runs:
 
     print(plan_sweep(model, inputs, edits, logits_at=inputs.tokens.last))
-    16 edits of 1024 positions and 12 layers, at 6.2 of the 17.0 runs they would take in full
-      ...
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
@@ -22,7 +20,7 @@ from avlens.engine import needs
 from avlens.engine.brought import Bringing, bringings
 from avlens.engine.changes import Step, Touch, steps_of, touch_of
 from avlens.engine.estimate import rates_of
-from avlens.engine.needs import Needs
+from avlens.engine.needs import Held, Needs
 from avlens.engine.passes import Batch
 from avlens.errors import PositionError
 from avlens.hooks import FwdHook, HookFn
@@ -75,7 +73,7 @@ class Plan:
     @property
     def first(self) -> int:
         """The first layer of which the unedited run's keys and values are needed: that which an edit changes, or all."""
-        return _first(self.batches, self.reading)
+        return _first([batch.steps for batch in self.batches], self.reading)
 
     @property
     def runs(self) -> float:
@@ -89,7 +87,7 @@ class Plan:
 
     def __str__(self) -> str:
         needs, full = self.needs, self.needs.full.total
-        lines = [f"{len(self.names)} edits, the work of {self.runs:.2f} full runs: {self.estimate}"]
+        lines = [f"{_counted(len(self.names))}, the work of {self.runs:.2f} full runs: {self.estimate}"]
         if self.builds_on_unedited:
             lines.append(
                 f"1 unedited run{' and what edits bring with them' if self.brought else ''}, shared: "
@@ -98,7 +96,7 @@ class Plan:
         if self.batches:
             lines.append(_said(self.batches, [one.total / full for one in needs.batches]))
             lines.append(
-                f"batches within {cost.size(needs.memory)}: at most {max(len(b.edits) for b in self.batches)} edits"
+                f"batches within {cost.size(needs.memory)}: at most {_counted(max(len(b.edits) for b in self.batches))}"
             )
         if self.unchanged:
             lines.append(f"{len(self.unchanged)} change nothing that is asked for: {self._named(self.unchanged)}")
@@ -119,6 +117,7 @@ def plan_sweep(
     logits_at: TokenSet | None = None,
     memory: int | None = None,
     reading: bool = False,
+    measured: bool = False,
     timed: bool = True,
 ) -> Plan:
     """How `sweep`, or `read_edited`, will run these edits; arguments as there.
@@ -130,6 +129,7 @@ def plan_sweep(
         logits_at: Positions to unembed.
         memory: How many bytes a batch may take; by default half of what is free.
         reading: Whether keys and values of each edit are kept, as `read_edited` keeps them.
+        measured: Whether less is kept of an edit than its logits, as `measure=` keeps.
         timed: Whether to measure how fast the model works here, which takes a moment the first time.
 
     Raises:
@@ -152,50 +152,55 @@ def plan_sweep(
         steps = steps_of(own, n_layers, chosen.mask, reading=reading)
         schedules[edit] = {layer: step for layer, step in enumerate(steps) if step is not None}
     unchanged = tuple(edit for edit, steps in schedules.items() if not steps)
-    cfg, free = model.cfg, cost.free_bytes(model.device)
-    memory = memory or (free // 2 if free is not None else UNKNOWN_MEMORY)
-    batches = _batched(cfg, {edit: steps for edit, steps in schedules.items() if steps}, hooks, memory, reading)
+    together = _together({edit: steps for edit, steps in schedules.items() if steps})
     brought, streams = bringings(tokens, schedules, touches), _streams(schedules.values(), len(tokens))
-    reach = len(tokens) if unchanged or reading else _reach(model, batches, streams, chosen)
-    shared = needs.shared_work(cfg, len(tokens), reach, chosen.positions, brought)
+    read = [schedules[group[0]] for group in together]
+    reach = len(tokens) if unchanged or reading else _reach(model, read, streams, chosen)
+    cfg, free = model.cfg, cost.free_bytes(model.device)
+    held = Held(
+        cfg,
+        len(tokens),
+        asked=len(chosen),
+        reach=reach if schedules else 0,
+        layers=n_layers - _first(read, reading),
+        streamed=sum(len(rows) for rows in streams.values()),
+        carried=sum(len(one.positions) for one in brought),
+        results=2 if measured else 2 * len(hooks),  # the unedited run's and an edit's; or all, and all of them stacked
+        reading=reading,
+    )
+    limit = _limit(memory, free)
+    room = limit if free is None else min(limit, free - held.kept - held.brought)
+    batches = tuple(batch for group in together for batch in _cut(cfg, group, schedules, hooks, room, reading=reading))
+    shared = needs.shared_work(cfg, len(tokens), reach, chosen.positions, brought) if schedules else Work()
     each = tuple(needs.batch_work(cfg, batch, [hooks[edit] for edit in batch.edits]) for batch in batches)
     full = cost.run_work(cfg, len(tokens), chosen.positions)
     if batches and sum(each, shared).total >= full.total * len(schedules):
         in_full |= {edit: "that is less work" for edit, steps in schedules.items() if steps}
-        batches, brought, streams, shared, each = (), (), {}, full, ()
-    first = _first(batches, reading)
-    builds = bool(batches or unchanged)
-    kept = needs.kept_bytes(cfg, first, reach, streams) if builds else 0
-    carried = needs.brought_bytes(cfg, brought)
-    kept += 2 * cost.logits_bytes(cfg, len(chosen)) * len(hooks)
-    past = needs.past_bytes(cfg, len(tokens)) if reading else 0
-    at_once = [needs.run_bytes(cfg, reach, len(chosen), ())] * builds + [past] * bool(unchanged)
-    at_once += [past + needs.run_bytes(cfg, len(tokens), len(chosen), hooks[edit]) for edit in in_full]
-    at_once += [
-        carried
-        + needs.batch_bytes(cfg, batch.steps, [hooks[edit] for edit in batch.edits], len(batch.edits), reading=reading)
-        for batch in batches
-    ]
+        shared, reach = (full, len(tokens)) if unchanged else (Work(), 0)
+        batches, brought, streams, each = (), (), {}, ()
+        held = replace(held, reach=reach, layers=n_layers, streamed=0, carried=0)
+    taken = replace(
+        held,
+        in_full=[hooks[edit] for edit in in_full],
+        batches=[(batch.steps, [hooks[edit] for edit in batch.edits]) for batch in batches],
+    )
     rates = rates_of(model) if timed else Rates()
-    taken = Needs(
-        shared if builds else Work(),
-        each,
-        full,
-        len(in_full),
-        kept,
-        carried,
-        max(at_once, default=0),
-        memory,
-        free,
-        rates,
-    )
+    total = Needs(shared, each, full, len(in_full), taken, max(0, room), free, rates)
     return Plan(
-        tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, reading, taken
+        tuple(edits), hooks, batches, unchanged, in_full, brought, streams, reach, chosen.positions, reading, total
     )
 
 
-def _first(batches: Iterable[Batch], reading: bool) -> int:
-    return 0 if reading else min((batch.starts[0] for batch in batches), default=0)
+def _limit(memory: int | None, free: int | None) -> int:
+    """How many bytes a batch may take."""
+    if memory is not None:
+        return memory
+    return UNKNOWN_MEMORY if free is None else free // 2
+
+
+def _first(schedules: Iterable[Mapping[int, Step]], reading: bool) -> int:
+    """The first layer of which the unedited run's keys and values are needed."""
+    return 0 if reading else min((min(steps) for steps in schedules), default=0)
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:
@@ -227,31 +232,43 @@ def _refuse_discarded(touches: Iterable[Touch], asked: TokenSet) -> None:
             )
 
 
-def _batched(
-    cfg: DecoderConfig,
-    schedules: Mapping[int, Mapping[int, Step]],
-    hooks: Sequence[needs.Hooks],
-    memory: int,
-    reading: bool,
-) -> tuple[Batch, ...]:
-    """Edits that need the same rows from the start of the later one on, together; those that begin first come first."""
-    members: list[list[int]] = []
-    room: list[int] = []
-    open_at: dict[bytes, int] = {}
+def _together(schedules: Mapping[int, Mapping[int, Step]]) -> list[list[int]]:
+    """Edits that need the same rows from the start of the later one on; those that begin first come first."""
+    groups: list[list[int]] = []
+    known: dict[bytes, list[int]] = {}
     for edit in sorted(schedules, key=lambda edit: min(schedules[edit])):
         from_layer = _digests(schedules[edit])
-        start = min(schedules[edit])
-        batch = open_at.get(from_layer[start])
-        if batch is None or len(members[batch]) >= room[batch]:
-            batch = len(members)
-            members.append([])
-            alone = needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1, reading=reading)
-            room.append(max(1, min(ROWS // _most_rows(schedules[edit]), memory // alone)))
-            open_at |= dict.fromkeys(from_layer.values(), batch)
-        members[batch].append(edit)
-    return tuple(
-        Batch(tuple(mine), tuple(min(schedules[edit]) for edit in mine), schedules[mine[0]]) for mine in members
-    )
+        group = known.get(from_layer[min(schedules[edit])])
+        if group is None:
+            groups.append(group := [])
+            known |= dict.fromkeys(from_layer.values(), group)
+        group.append(edit)
+    return groups
+
+
+def _cut(
+    cfg: DecoderConfig,
+    group: Sequence[int],
+    schedules: Mapping[int, Mapping[int, Step]],
+    hooks: Sequence[needs.Hooks],
+    room: int,
+    *,
+    reading: bool,
+) -> Iterator[Batch]:
+    """Batches of so many of these edits as there is room for, or of one."""
+    mine: list[int] = []
+    most = 0
+    for edit in group:
+        most = max(most, needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1, reading=reading))
+        if mine and len(mine) >= min(ROWS // _most_rows(schedules[mine[0]]), room // most):
+            yield _batch(mine, schedules)
+            mine, most = [], needs.batch_bytes(cfg, schedules[edit], [hooks[edit]], 1, reading=reading)
+        mine.append(edit)
+    yield _batch(mine, schedules)
+
+
+def _batch(edits: Sequence[int], schedules: Mapping[int, Mapping[int, Step]]) -> Batch:
+    return Batch(tuple(edits), tuple(min(schedules[edit]) for edit in edits), schedules[edits[0]])
 
 
 def _digests(steps: Mapping[int, Step]) -> dict[int, bytes]:
@@ -275,22 +292,28 @@ def _streams(schedules: Iterable[Mapping[int, Step]], n: int) -> dict[int, Int[T
     return {layer: mask.nonzero()[:, 0] for layer, mask in fresh.items() if bool(mask.any())}
 
 
-def _reach(model: HookedAVModel, batches: Iterable[Batch], streams: Mapping[int, Tensor], asked: TokenSet) -> int:
+def _reach(
+    model: HookedAVModel, schedules: Iterable[Mapping[int, Step]], streams: Mapping[int, Tensor], asked: TokenSet
+) -> int:
     """How many positions of the unedited run these read, from the first on."""
     n = len(asked.tokens)
     if any(name.endswith("hook_deepstack") for name in model.hook_dict):
         return n
     # Where what enters the first block is kept, the whole prompt was embedded.
     reach = max((int(rows[-1]) + 1 for layer, rows in streams.items() if layer), default=1)
-    for batch in batches:
-        if not bool(torch.isin(asked.positions, batch.last).all()):
+    for steps in schedules:
+        if not bool(torch.isin(asked.positions, steps[max(steps)].leave).all()):
             return n
-        for step in batch.steps.values():
+        for step in steps.values():
             read = torch.ones(int(step.enter[-1]) + 1, dtype=torch.bool)
             for made in (step.enter, step.brought, step.gone):
                 read[made[made < len(read)]] = False
             reach = max(reach, int(read.nonzero().max()) + 1 if bool(read.any()) else 1)
     return reach
+
+
+def _counted(edits: int) -> str:
+    return f"{edits} edit{'s' * (edits != 1)}"
 
 
 def _said(batches: Sequence[Batch], runs: Sequence[float]) -> str:

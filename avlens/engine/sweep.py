@@ -63,14 +63,16 @@ def sweep(
         PositionError: If a position that is asked for is discarded by an edit.
         TooLargeError: If the free memory cannot hold what the edits build on and one of them, before anything runs.
     """
+    asked = inputs.prompt.tokens.all if logits_at is None else logits_at
     with model.alone():
-        plan = plan_sweep(model, inputs, edits, logits_at=logits_at, memory=memory, timed=progress is not None)
+        kept, timed = measure is not None, progress is not None
+        plan = plan_sweep(model, inputs, edits, logits_at=asked, memory=memory, measured=kept, timed=timed)
         estimate = plan.estimate
-        refuse(f"a sweep of {len(edits)} edit{'s' * (len(edits) != 1)}", estimate, len(inputs.prompt.tokens), _REMEDY)
+        _refuse("sweep", plan, "Ask for fewer logits (logits_at=), sweep fewer edits, or shorten the clip.")
         found: dict[int, Tensor] = {}
         encode_first(model, inputs, progress, estimate)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, estimate) as bar:
-            for edit, logits, _ in _each(model, inputs, plan, logits_at, attn or model.attn, bar):
+            for edit, logits, _ in _each(model, inputs, plan, asked, attn or model.attn, bar):
                 found[edit] = logits if measure is None else measure(logits)
                 bar.say(f"{len(found)} of {len(edits)} edits")
         if not found:
@@ -112,12 +114,7 @@ def read_edited(
     found: dict[str, T] = {}
     with model.alone():
         plan = plan_sweep(model, inputs, edits, logits_at=last, memory=memory, reading=True, timed=progress is not None)
-        refuse(
-            f"a reading of {len(edits)} edit{'s' * (len(edits) != 1)}",
-            plan.estimate,
-            len(inputs.prompt.tokens),
-            "Shorten the clip.",
-        )
+        _refuse("reading", plan, "Shorten the clip.")
         encode_first(model, inputs, progress, plan.estimate)
         with bar_of(model.cfg, sum(plan.needs.shares), progress, plan.estimate) as bar:
             for edit, logits, past in _each(model, inputs, plan, last, model.attn, bar):
@@ -132,11 +129,15 @@ def _moved(bar: Bar, amount: float, layer: int) -> None:  # noqa: ARG001
     bar.add(amount)
 
 
-_REMEDY = "Ask for fewer logits (logits_at=), or shorten the clip."
+def _refuse(what: str, plan: Plan, remedy: str) -> None:
+    held, n = plan.needs.held, len(plan.names)
+    refuse(
+        f"a {what} of {n} edit{'s' * (n != 1)}", plan.estimate, lambda n: held.shorter(n).nbytes, held.length, remedy
+    )
 
 
 def _each(
-    model: HookedAVModel, inputs: AVInputs, plan: Plan, logits_at: TokenSet | None, attn: AttentionMode, bar: Bar
+    model: HookedAVModel, inputs: AVInputs, plan: Plan, asked: TokenSet, attn: AttentionMode, bar: Bar
 ) -> Iterator[tuple[int, Float[Tensor, "pos d_vocab"], KeyValues | None]]:
     """The number of each edit, its logits, and keys and values if they are kept, in the order in which they are computed."""
     shared, full, *each = plan.needs.shares
@@ -146,13 +147,11 @@ def _each(
         if plan.reading:
             yield edit, *_read_in_full(model, inputs, hooks)
         else:
-            yield edit, model.run_with_hooks(inputs, hooks, logits_at=logits_at, attn=attn)[0], None
+            yield edit, model.run_with_hooks(inputs, hooks, logits_at=asked, attn=attn)[0], None
     if not plan.builds_on_unedited:
         return
     ticks = bar.of_run(shared)
-    unedited = run_unedited(
-        model, inputs, plan.streams, plan.first, plan.reach, logits_at=logits_at, attn=attn, also=ticks
-    )
+    unedited = run_unedited(model, inputs, plan.streams, plan.first, plan.reach, logits_at=asked, attn=attn, also=ticks)
     for edit in plan.unchanged:
         yield edit, unedited.logits[0], _past(inputs, unedited, range(model.cfg.n_layers)) if plan.reading else None
     brought = bring(model, inputs, plan.brought)

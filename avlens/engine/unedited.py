@@ -70,7 +70,7 @@ def run_unedited(
     first: int,
     reach: int,
     *,
-    logits_at: TokenSet | None,
+    logits_at: TokenSet,
     attn: AttentionMode | None,
     also: Sequence[FwdHook] = (),
 ) -> Unedited:

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from avlens import knockout
+from avlens import analyses, knockout
 from avlens.analyses.flow import Controls, flow_by_head, information_flow
 from avlens.edges import Edge, layer_spans
+from avlens.engine import sweep
 from avlens.errors import LayerError, PositionError, PromptError
 from avlens.groups import token_groups, units
 from avlens.interventions import knockout_across, knockout_types
@@ -214,9 +215,15 @@ def test_controls_cut_as_many_pairs_of_other_tokens():
     assert not flow.to_frame()["control"].isna().any()
 
 
-def test_each_head_by_itself():
+def test_each_head_by_itself(monkeypatch):
+    sweeps = []
+    monkeypatch.setattr(
+        analyses.flow, "run_edits", lambda *given, **options: sweeps.append(1) or sweep(*given, **options)
+    )
     heads = flow_by_head(MODEL, INPUTS, "audio -> last")
     assert heads.change.shape == (3, 4, 1)
+    assert len(sweeps) == 2  # the plain run, and every head together
+    assert heads.made_by["flow"]["heads"] == (0, 1, 2, 3)
     hooks = knockout(LAST, GROUPS["audio"], layers=[1], heads=[2])
     plain, cut = (
         x[0, 0].softmax(-1)

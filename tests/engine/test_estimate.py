@@ -1,6 +1,7 @@
 """What is estimated before work starts is what it takes: bytes to the tensor, seconds by the rates measured here."""
 
 import math
+import re
 import weakref
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from avlens import attention, cost
 from avlens.cost import Rates, Work
 from avlens.engine import estimate as engine_estimate
-from avlens.engine import estimate_run, plan_sweep, read_edited, sweep
+from avlens.engine import estimate_run, needs, plan_sweep, read_edited, sweep
 from avlens.engine.estimate import rates_of
 from avlens.errors import TooLargeError
 from avlens.hubs import find_hubs, hub_reductions
@@ -157,18 +158,85 @@ def test_a_model_on_the_meta_device_is_estimated_as_it_will_be_held():
 
 def test_what_cannot_fit_is_refused_before_it_runs_with_what_would(monkeypatch):
     model, inputs = LARGE
-    last, n = inputs.tokens.last, len(inputs.tokens)
+    last, reductions = inputs.tokens.last, hub_reductions(inputs, [1])
     ran = [("hook_embed", lambda x, hook: pytest.fail("it ran"))]
-    estimate = estimate_run(model, inputs, reductions=hub_reductions(inputs, [1]), logits_at=last, timed=False)
-    monkeypatch.setattr(cost, "free_bytes", lambda device: estimate.nbytes // 2)
-    with (
-        model.hooks(ran),
-        pytest.raises(TooLargeError, match=rf"A prompt of about ({n // 2 - 1}|{n // 2}) positions would fit"),
-    ):
+
+    def nbytes(one):
+        return estimate_run(model, one, reductions=reductions, logits_at=one.tokens.last, timed=False).nbytes
+
+    free = nbytes(inputs) // 2
+    monkeypatch.setattr(cost, "free_bytes", lambda device: free)
+    with model.hooks(ran), pytest.raises(TooLargeError, match="positions would fit") as refused:
         find_hubs(model, inputs, [1])
+    fits = int(re.search(r"A prompt of about (\d+) positions", str(refused.value))[1])
+    ones = torch.ones(1, fits + 1, dtype=torch.long)
+    assert nbytes(model.family.text_inputs(ones[:, :-1])) <= free < nbytes(model.family.text_inputs(ones))
     monkeypatch.setattr(cost, "free_bytes", lambda device: 1000)
     with model.hooks(ran), pytest.raises(TooLargeError, match="a sweep of 1 edit of .*logits_at="):
         sweep(model, inputs, {"none": []}, logits_at=last)
+
+
+def test_batches_take_what_the_unedited_run_leaves_and_the_dearest_edit_counts(monkeypatch):
+    model, inputs = case(n_layers=12)
+    tokens, last = inputs.tokens, inputs.tokens.last
+    _, cache = model.run_with_cache(inputs, "z")
+    # The first of these needs the same rows as the others, but no scores.
+    edits = {"first": patch(cache, last, site="z", layers=[0])}
+    edits |= {f"{i}": knockout(last, tokens.at([i]), layers=[0]) for i in range(1, 40)}
+    alone = plan_sweep(model, inputs, edits, logits_at=last, memory=1, timed=False)
+    assert alone.needs.kept > alone.needs.at_once
+    for memory in (10**5, 10**6):
+        plan = plan_sweep(model, inputs, edits, logits_at=last, memory=memory, timed=False)
+        for batch in plan.batches:
+            hooks = [plan.hooks[edit] for edit in batch.edits]
+            assert len(hooks) == 1 or needs.batch_bytes(model.cfg, batch.steps, hooks, len(hooks)) <= memory
+    whole = sweep(model, inputs, edits, logits_at=last)
+    monkeypatch.setattr(cost, "free_bytes", lambda device: alone.estimate.nbytes)
+    assert_equal(sweep(model, inputs, edits, logits_at=last), whole)
+    monkeypatch.setattr(cost, "free_bytes", lambda device: alone.estimate.nbytes - 1)
+    with pytest.raises(TooLargeError):
+        sweep(model, inputs, edits, logits_at=last)
+
+
+@pytest.mark.parametrize("n_edits", [1, 80])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_prompt_that_is_said_to_fit_fits(monkeypatch, share, n_edits):
+    model, inputs = case(n_layers=6)
+
+    def edits_of(tokens):
+        _, cache = model.run_with_cache(prompts[len(tokens)], "resid_pre")
+        cuts = {f"{i}": knockout(tokens.last, tokens.at([i]), layers=[1]) for i in range(1, n_edits)}
+        return cuts | {"audio": patch(cache, tokens.audio), "some": patch(cache, tokens.video, layers=[2])}
+
+    shorter = [
+        model.prepare(tiny_clip(seconds, fps=4.0, size=(112, 112)), "what do you hear ?")
+        for seconds in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    ]
+    prompts = {len(one.tokens): one for one in [*shorter, inputs]}
+    edits = {length: edits_of(one.tokens) for length, one in prompts.items()}
+    takes = {
+        length: plan_sweep(model, one, edits[length], logits_at=one.tokens.last, memory=1, timed=False).estimate.nbytes
+        for length, one in prompts.items()
+    }
+    free = int(share * takes[len(inputs.tokens)])
+    monkeypatch.setattr(cost, "free_bytes", lambda device: free)
+    with pytest.raises(TooLargeError) as refused:
+        sweep(model, inputs, edits[len(inputs.tokens)], logits_at=inputs.tokens.last)
+    told = re.search(r"A prompt of about (\d+) positions would fit", str(refused.value))
+    fits = int(told[1]) if told else 0
+    assert told or "No shorter prompt would fit either" in str(refused.value)
+    for length, nbytes in takes.items():
+        assert (nbytes <= free) == (length <= fits) or length == pytest.approx(fits, rel=0.1)
+
+
+def test_logits_of_which_a_measure_is_kept_are_not_counted():
+    model, inputs = LARGE
+    edits = {f"{i}": knockout(inputs.tokens.last, inputs.tokens.at([i]), layers=[1]) for i in range(1, 30)}
+    plan = plan_sweep(model, inputs, edits, measured=True, timed=False)
+    assert plan.needs.kept < plan_sweep(model, inputs, edits, timed=False).needs.kept / 5
+    with Held() as held:
+        sweep(model, inputs, edits, measure=lambda logits: logits[-1].max(), memory=plan.needs.memory)
+    assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.25)
 
 
 def test_bars_tell_what_it_takes_and_reach_their_end(capsys, monkeypatch):

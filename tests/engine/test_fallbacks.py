@@ -5,7 +5,8 @@ import torch
 
 from avlens.analyses.tracing import causal_trace
 from avlens.engine import plan_sweep, sweep
-from avlens.interventions import ablate, knockout, patch
+from avlens.errors import PositionError
+from avlens.interventions import ablate, discard, knockout, patch
 from avlens.interventions.discard import fastv
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal
@@ -72,3 +73,28 @@ def test_encoders_run_once_and_only_asked_rows_are_unembedded(monkeypatch):
     assert len(encoded) == len(clean.prompt.media) and set(rows) == {1}
     for row, hooks in zip(found, edits.values(), strict=True):
         assert_equal(row, model.run_with_hooks(clean, hooks, logits_at=last)[0])
+
+
+def test_what_is_discarded_in_a_full_run_cannot_be_asked_for():
+    model, clean, _ = prepared()
+    tokens = clean.tokens
+    for gone in (
+        fastv(tokens.media, layer=1, ratio=0.5),
+        [*discard(tokens.media, layer=1), ("blocks.0.hook_mlp_out", lambda x, hook: x)],
+    ):
+        for asked in (None, tokens.media):
+            with pytest.raises(PositionError, match="discarded on the way"):
+                sweep(model, clean, {"none": [], "gone": gone}, logits_at=asked)
+    with pytest.raises(PositionError, match="discarded on the way"):
+        model.run_with_hooks(clean, discard(tokens.media, layer=0), logits_at=tokens.media)
+
+
+def test_a_model_made_in_inference_mode_is_swept():
+    with torch.inference_mode():
+        model, clean, corrupt = prepared()
+        _, cache = model.run_with_cache(clean, "resid_pre")
+        hooks = patch(cache, clean.tokens.audio)
+        found = sweep(model, corrupt, {"none": [], "audio": hooks}, logits_at=corrupt.tokens.last, progress="patching")
+        assert_equal(found[1], model.run_with_hooks(corrupt, hooks, logits_at=corrupt.tokens.last)[0])
+        reading = model.read(corrupt)
+        assert model.generate(corrupt, 2, reading=reading).texts == model.generate(corrupt, 2).texts
