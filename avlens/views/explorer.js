@@ -2,7 +2,6 @@
 // `render` draws it in a notebook, where clicks go to the kernel; `alone` in a page, where only what was run is known.
 
 const SVG = "http://www.w3.org/2000/svg";
-const GAIN = "178,24,43", LOSS = "33,102,172", GAIN_DARK = "236,98,110", LOSS_DARK = "104,168,226";
 const SITES_TOLD = { "resid_pre": "residual stream", "ln1.normalized": "normalised input", "k, v": "keys and values" };
 
 function render({ model, el }) {
@@ -175,7 +174,6 @@ function mount(el, spec, live, ask) {
   }
 
   function draw() {
-    root.classList.toggle("avx-dark", isDark(root));
     const { choices, cells } = view, busy = view.progress !== null;
     for (const name of ["direction", "site", "window"]) parts[name].value = String(choices[name]);
     parts.add.checked = choices.add;
@@ -202,22 +200,21 @@ function mount(el, spec, live, ask) {
   }
 
   function colour(limit) {
-    const dark = root.classList.contains("avx-dark"), { cells, choices } = view;
+    const { cells, choices } = view;
     for (const cell of parts.svg.querySelectorAll(".avx-cell")) {
       const place = at(cell).join(",");
       for (const [kind, name] of [["patch", ".avx-patched"], ["knockout", ".avx-knocked"]]) {
         const known = cells[kind][place]?.[choices.follow], shape = cell.querySelector(name);
         shape.classList.toggle("avx-known", known !== undefined && known !== null);
-        shape.style.fill = known === undefined || known === null ? "" : shade(known / limit, dark);
+        shape.style.fill = known === undefined || known === null ? "" : shade(known / limit);
       }
     }
   }
 
   function legend(limit) {
-    const dark = root.classList.contains("avx-dark"), stops = [-1, -0.5, 0, 0.5, 1].map(x => shade(x, dark)).join(",");
     parts.legend.replaceChildren(
       h("span", {}, `change of P(${spec.answers[view.choices.follow]})`), h("span", {}, `−${limit.toPrecision(2)}`),
-      h("span", { class: "avx-scale", style: `background:linear-gradient(90deg,${stops})` }), h("span", {}, `+${limit.toPrecision(2)}`),
+      h("span", { class: "avx-scale" }), h("span", {}, `+${limit.toPrecision(2)}`),
       h("span", { class: "avx-small" }, `click: patch · shift-click: knock out (◢)${live ? " · on a label: sweep" : ""}`));
   }
 
@@ -232,7 +229,7 @@ function mount(el, spec, live, ask) {
         h("button", { type: "button", title: "Colour the grid by this answer", class: i === view.choices.follow ? "avx-now" : "",
           onclick: () => ask({ do: "choose", choices: { follow: i } }) }, answer),
         h("div", {}, ...runs.map(([run, p]) => h("div", { class: `avx-bar avx-${run}`, "data-run": run, "data-answer": i },
-          h("i", { style: `width:${100 * (p?.[i] ?? 0)}%` }), h("span", {}, p && p[i] !== null ? p[i].toFixed(3) : "–")))))));
+          h("i", { style: `width:calc((100% - 44px) * ${p?.[i] ?? 0})` }), h("span", {}, p && p[i] !== null ? p[i].toFixed(3) : "–")))))));
   }
 
   function rings() {
@@ -277,14 +274,9 @@ function signed(x) {
   return x === null ? "not known" : `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`;
 }
 
-function shade(share, dark) {
-  const [gain, loss] = dark ? [GAIN_DARK, LOSS_DARK] : [GAIN, LOSS];
-  return `rgba(${share >= 0 ? gain : loss},${Math.min(1, Math.abs(share)).toFixed(3)})`;
-}
-
-function isDark(root) {
-  const found = getComputedStyle(root).color.match(/\d+/g);
-  return found !== null && 0.3 * found[0] + 0.59 * found[1] + 0.11 * found[2] > 140;  // light text
+function shade(share) {
+  const there = 100 * Math.min(1, Math.abs(share));
+  return `color-mix(in srgb, var(--avx-${share >= 0 ? "gain" : "loss"}) ${there.toFixed(1)}%, transparent)`;
 }
 
 export default { render, alone };

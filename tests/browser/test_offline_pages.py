@@ -6,6 +6,8 @@ import pytest
 
 from avlens import views
 from avlens.testing import tiny_clip, tiny_model
+from avlens.views import panel
+from avlens.views.page import page
 from tests.browser.browsers import SIZE, chromium, firefox, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("default")]  # of the browsers' drivers
@@ -110,3 +112,58 @@ def test_attention_grows_with_its_window_and_follows_the_readers_theme(pages, br
         page.emulate_media(color_scheme="dark")
         assert "invert" in page.evaluate(f"{style}.filter")
         assert page.evaluate(f"{style}.backgroundColor") == "rgba(0, 0, 0, 0)"
+
+
+CONTRASTS = """(() => {
+  const drawn = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const luminance = colour => {
+    drawn.fillStyle = colour;
+    drawn.fillRect(0, 0, 1, 1);
+    const linear = x => (x <= 10 ? x / 255 / 12.92 : ((x / 255 + 0.055) / 1.055) ** 2.4);
+    const [red, green, blue] = [...drawn.getImageData(0, 0, 1, 1).data].map(linear);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const root = document.querySelector(".avx"), ground = luminance(getComputedStyle(root).backgroundColor);
+  const contrast = colour => {
+    const [low, high] = [luminance(colour), ground].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const keys = [...root.querySelectorAll(".avx-keys i")].map(key => getComputedStyle(key).backgroundColor);
+  return [...[getComputedStyle(root).color, ...keys].map(contrast), ground];
+})()"""
+HOSTS = {
+    "a page": "",
+    "a page of a reader who likes it dark": "",
+    "JupyterLab, dark": "document.body.dataset.jpThemeLight = 'false'; ['--jp-ui-font-color0', '--jp-layout-color0']"
+    ".forEach((name, i) => document.body.style.setProperty(name, ['#fff', '#111'][i]))",
+    "VS Code, dark, where widgets stand on white": "document.body.className = 'vscode-dark'; "
+    "['--vscode-editor-foreground', '--vscode-editor-background', '--jp-ui-font-color0', '--jp-layout-color0']"
+    ".forEach((name, i) => document.body.style.setProperty(name, ['#ccc', '#1f1f1f', '#000', '#fff'][i]))",
+}
+
+
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_explorer_can_be_read_wherever_it_stands(pages, browser, host):
+    scheme = "dark" if "likes" in host else "light"
+    with closing(browser.context.browser.new_page(viewport=SIZE, color_scheme=scheme)) as shown:
+        shown.goto((pages[0] / "explorer.html").as_uri())
+        shown.evaluate(f"() => {{ {HOSTS[host]} }}")
+        ink, *bars, ground = shown.evaluate(CONTRASTS)
+        assert ink > 7 and min(bars) > 3
+        assert (ground < 0.05) is ("dark" in host)
+
+
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)
+def test_bars_are_as_long_as_their_probabilities(pages, browser, tmp_path):
+    explorer = pages[1]
+    p = {"clean": [1.0, 0.9, 0.5, 0.0, 0.0], "corrupted": [0.0, 0.2, 0.8, 0.0, 0.0]}
+    body = panel.standing_alone(explorer._spec | {"p": p}, explorer._view())
+    (tmp_path / "page.html").write_text(page("", body), encoding="utf-8")
+    open_page(browser, tmp_path / "page.html")
+    length = "document.querySelector(`.avx-bar[data-run='{}'][data-answer='{}'] i`).getBoundingClientRect().width"
+    full = browser.evaluate(length.format("clean", 0))
+    assert full > 100
+    for run, shares in p.items():
+        for i, share in enumerate(shares):
+            assert browser.evaluate(length.format(run, i)) == pytest.approx(max(1, full * share), abs=1)
