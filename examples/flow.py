@@ -53,7 +53,9 @@ other = information_flow(model, seen, edges, window=2)
 views.plot(other)
 
 # %%
-{edge: (flow.peak(edge), other.peak(edge)) for edge in edges}
+for edge in edges:
+    (layer, heard_change), (other_layer, seen_change) = flow.peak(edge), other.peak(edge)
+    print(f"{edge:18} heard {heard_change:6.1f} % at {layer}   seen {seen_change:6.1f} % at {other_layer}")
 
 # %% [markdown]
 # ## Attention alone would have said something else
@@ -87,4 +89,4 @@ views.plot(kept)
 #
 # A cut says what the answer needs of one edge while all others remain: where information takes several routes, cutting one of them
 # changes nothing. Cut them together (`"audio -> text"`), or leave one alone (`sweep="inverse"`). A window that is too narrow lets
-# information pass before and after it; the width belongs to the result and stands in the title.
+# information pass before and after it; the width belongs to the result and stands below the axis.

@@ -81,7 +81,7 @@ hubs
 views.plot(head_dominance(cache, media_sinks))
 
 # %% [markdown]
-# Attention between the sinks and everything else, pooled: dark columns are what is read.
+# Attention between the sinks and everything else, pooled: the strong columns are what is read.
 
 # %%
 views.attention(cache, layer=2, group="sinks", sinks=media_sinks)

@@ -177,6 +177,7 @@ def test_models_and_check(run):
         (["trace", "CLIP", "--corrupt", "smell"], "smell"),
         (["trace", "CLIP", "--layers", "5-2"], "--layers is '5-2'"),
         (["trace", "CLIP", "--layers", "²"], "--layers is '²'"),
+        (["trace", "CLIP", "--layers", "2-9"], "--layers is '2-9', but the model has 6 layers (0 to 5)"),
         (["flow", "CLIP", "-e", "audio"], "'audio' is no edge. Write 'source -> target'"),
         (["flow", "CLIP", "-e", "smell -> last"], "no prompt has both ends of the edge 'smell -> last'"),
         (["flow", "CLIP", "--correct", "A"], "the prompt lists none"),

@@ -90,10 +90,15 @@ def flow(
         "answer": answer, "p": float(found.p_base[0]), "order": order.value, "window": n, "sweep": sweep.value, "groups": counts,
         "flow": rows_of(table), "made_by": found.made_by,
     }  # fmt: skip
-    said = f"answers {answer!r} (P = {float(found.p_base[0]):.3f}); change of P in percent by layer, {sweep.value}, {n} layers"
+    said = f"answers {answer!r} (P = {float(found.p_base[0]):.3f}); change of P in percent by layer, {_cut(sweep, n)}"
     curves = table.pivot(index="edge", columns="layer", values="change").reindex([str(one) for one in found.edges])
     curves.insert(0, "pairs", table.groupby("edge")["pairs"].first().astype(int))
-    show(value, as_json, lambda: echo(said, curves.to_string(float_format=lambda x: f"{x:.1f}")))
+    show(value, as_json, lambda: echo(said, curves.to_string(float_format=lambda x: f"{x:z.1f}")))
+
+
+def _cut(sweep: Sweep, n: int) -> str:
+    of_windows = sweep in (Sweep.WINDOW, Sweep.INVERSE)
+    return f"{sweep.value} of {n} layer{'' if n == 1 else 's'}" if of_windows else sweep.value
 
 
 def _check_page(out: Path | None) -> None:

@@ -55,7 +55,7 @@ def trace(
     clean = loaded.prepare(source, question)
     result = causal_trace(
         loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), direction=direction.value,
-        site=tuple(site.split(",")), layers=_layers(layers), progress=not as_json,
+        site=tuple(site.split(",")), layers=_layers(layers, loaded.cfg.n_layers), progress=not as_json,
     )  # fmt: skip
     value = {
         "answers": {"clean": result.answers[0], "corrupt": result.answers[1]}, "TE_clean": result.te_clean,
@@ -73,7 +73,7 @@ def _corrupted(clip: Any, corrupt: Corrupt) -> Any:
     return clip.silenced() if corrupt is Corrupt.AUDIO else clip.blanked()
 
 
-def _layers(given: str) -> Any:
+def _layers(given: str, n_layers: int) -> Any:
     """Which blocks `--layers` names.
 
     Raises:
@@ -86,4 +86,6 @@ def _layers(given: str) -> Any:
         raise LayerError(
             f"--layers is {given!r}. Pass all, one block such as 3, or first-last such as 2-5, counted from 0."
         )
+    if int(last or first) >= n_layers:
+        raise LayerError(f"--layers is {given!r}, but the model has {n_layers} layers (0 to {n_layers - 1}).")
     return range(int(first), int(last or first) + 1)

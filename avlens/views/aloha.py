@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from avlens.metrics.aloha import Aloha
-from avlens.views.style import CLEAN, counted, figure, joined
+from avlens.views.style import CLEAN, counted, figure, joined, without_data
 
 _BIN = 5.0  # percent
 
@@ -12,8 +12,9 @@ _BIN = 5.0  # percent
 def plot_aloha(scores: Aloha) -> go.Figure:
     """Histogram of the captions' scores, with the mean and its interval."""
     known, mean = 100 * scores.scores[np.isfinite(scores.scores)], scores.mean
+    ends = f" [{mean.low:.1f}, {mean.high:.1f}]" if np.isfinite(mean.low) else ""
     fig = figure(
-        f"ALOHa of {counted(len(scores.scores), 'caption')}: {mean.estimate:.1f} [{mean.low:.1f}, {mean.high:.1f}]",
+        f"ALOHa of {counted(len(scores.scores), 'caption')}" + (f": {mean.estimate:.1f}{ends}" if len(known) else ""),
         note=joined(
             [
                 f"{scores.aggregate} over a caption's objects",
@@ -24,12 +25,13 @@ def plot_aloha(scores: Aloha) -> go.Figure:
         ),
         height=360,
     )
+    if not len(known):
+        return without_data(fig, "no caption has a score")
     fig.add_histogram(
         x=np.minimum(known, 100 - _BIN / 2).tolist(), xbins={"start": 0, "end": 100, "size": _BIN}, marker_color=CLEAN,
         hovertemplate="ALOHa %{x}: %{y}<extra></extra>",
     )  # fmt: skip
-    if np.isfinite(mean.estimate):
-        fig.add_vline(x=mean.estimate, line={"color": "#333333", "width": 1.5})
+    fig.add_vline(x=mean.estimate, line={"color": "#333333", "width": 1.5})
     if np.isfinite(mean.low):
         fig.add_vrect(x0=mean.low, x1=mean.high, fillcolor="#888888", opacity=0.2, line_width=0, layer="below")
     whole = {"dtick": 1} if len(known) <= 12 else {}

@@ -54,15 +54,16 @@ def plot_attention_mass(attention: AttentionMass) -> go.Figure:
 def _add_group(fig: go.Figure, attention: AttentionMass, i: int, place: int, *, sinks: bool) -> None:
     where = {"row": place // 2 + 1, "col": place % 2 + 1}
     layers = list(attention.layers)
+    mode = "lines" if len(layers) > 1 else "markers"
     for j, (key, (colour, _)) in enumerate(zip(attention.keys, told_apart(attention.keys), strict=True)):
         colour = MODALITY_COLOURS["special"] if key == REST else colour
         fig.add_scatter(
-            x=layers, y=attention.mass[i, j].double().mean(-1).tolist(), name=escaped(key), legendgroup=key, mode="lines",
+            x=layers, y=attention.mass[i, j].double().mean(-1).tolist(), name=escaped(key), legendgroup=key, mode=mode,
             showlegend=place == 0, line={"color": colour, "width": 2}, hovertemplate="%{y:.3f}", **where,
         )  # fmt: skip
         if sinks:
             fig.add_scatter(
                 x=layers, y=attention.without_sinks[i, j].double().mean(-1).tolist(), name=f"{escaped(key)}, without sinks",
-                legendgroup=key, mode="lines", showlegend=False, line={"color": colour, "width": 1.5, "dash": "dot"},
+                legendgroup=key, mode=mode, showlegend=False, line={"color": colour, "width": 1.5, "dash": "dot"},
                 hovertemplate="%{y:.3f}", **where,
             )  # fmt: skip

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from avlens.analyses.dominance import ModalityDominance
 from avlens.errors import ViewError
 from avlens.tokens import Modality
-from avlens.views.style import COLOURS, CROSS_MODAL, counted, figure, joined, origin
+from avlens.views.style import COLOURS, CROSS_MODAL, counted, figure, joined, origin, without_data
 
 _BIN = 0.05
 
@@ -32,6 +32,8 @@ def plot_dominance(dominance: ModalityDominance, *, band: float = 0.3) -> go.Fig
             ]
         ),
     )
+    if unscored == len(mean):
+        return without_data(fig, "no sink that later tokens read")
     for kind in Modality:
         for one_sided in (False, True):
             mine = mean[(kinds == kind) & ~mean.isnan() & (dominance.one_sided == one_sided)].double()
@@ -43,7 +45,7 @@ def plot_dominance(dominance: ModalityDominance, *, band: float = 0.3) -> go.Fig
         font={"color": CROSS_MODAL, "size": 12}, bgcolor="rgba(255,255,255,0.85)",
     )  # fmt: skip
     known = mean[~mean.isnan()].clamp(max=1 - 1e-6)
-    most = int(((known + 1) / _BIN).long().bincount().max()) if len(known) else 0
+    most = int(((known + 1) / _BIN).long().bincount().max())
     whole = {"dtick": 1} if most <= 12 else {}  # no half sinks
     return fig.update_layout(
         barmode="stack", bargap=0.05, yaxis={"title": "sinks", "rangemode": "tozero", **whole},

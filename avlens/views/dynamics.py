@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 from avlens.analyses.dynamics import AttentionDynamics
 from avlens.views.style import colours_of, counted, escaped, figure, joined, origin
 
-_MOST_TICKS = 64
+_MOST_TICKS = 40
 
 
 def plot_dynamics(dynamics: AttentionDynamics) -> go.Figure:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from avlens.analyses.flow import InformationFlow
 from avlens.errors import ViewError
 from avlens.tokens import Modality
-from avlens.views.style import COLOURS, CROSS_MODAL, colour_of, escaped, figure, joined, origin
+from avlens.views.style import COLOURS, CROSS_MODAL, colour_of, counted, escaped, figure, joined, origin
 
 _COLUMNS = (
     ("video", "audio", "image", "candidates", "media", "video + audio"),
@@ -56,7 +56,9 @@ def flow_graph(flow: InformationFlow, *, least: float | int = 1.0) -> go.Figure:
             [
                 "largest mean change of the answer's probability, and the layer of that cut",
                 f"blue: less probable, red: more, grey: below {least:g}%",
-                f"{flow.sweep}, {flow.window} layers" if flow.sweep in ("window", "inverse") else flow.sweep,
+                f"{flow.sweep} of {counted(flow.window, 'layer')}"
+                if flow.sweep in ("window", "inverse")
+                else flow.sweep,
                 origin(flow.made_by),
             ]
         ),

@@ -13,7 +13,7 @@ _SAID: Mapping[str, str] = {
     "entropy": "entropy of the plain stream, nats (AVCD)",
     "weight": "share of the branch without video (FMD)",
 }
-_MOST_TICKS = 64
+_MOST_TICKS = 40
 
 
 def plot_generation(written: Generation) -> go.Figure:

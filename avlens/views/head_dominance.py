@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from avlens.analyses.dominance import HeadDominance
 from avlens.tokens import Modality
-from avlens.views.style import DIVERGING, counted, figure, joined, origin
+from avlens.views.style import DIVERGING, counted, figure, joined, origin, without_data
 
 _UNKNOWN = "#DDDDDD"
 _GAP = 0.08  # of the plot's width, between two heatmaps
@@ -26,7 +26,9 @@ def plot_head_dominance(dominance: HeadDominance) -> go.Figure:
         ),
         height=max(360, 160 + 16 * len(dominance.layers)),
     )
-    width = (1 + _GAP) / max(1, len(kinds)) - _GAP
+    if not kinds:
+        return without_data(fig, "no sinks")
+    width = (1 + _GAP) / len(kinds) - _GAP
     for i, kind in enumerate(kinds):
         number, left = f"{i + 1}" if i else "", i * (width + _GAP)
         _add_heads(fig, dominance, kind, number)

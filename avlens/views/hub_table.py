@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from avlens.hub_table import HubTable
 from avlens.tables import TraceTable
-from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin
+from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin, without_data
 from avlens.views.trace_table import ends, said
 
 _PATCHED = {"audio dominant": "video tokens patched", "video dominant": "audio tokens patched"}
@@ -33,7 +33,9 @@ def plot_hub_table(table: HubTable) -> go.Figure:
         height=230 + _SET * sets,
         flush=True,
     )
-    width = (1 + _GAP) / max(1, len(cases)) - _GAP
+    if not cases:
+        return without_data(fig, "no clip that one modality decides")
+    width = (1 + _GAP) / len(cases) - _GAP
     for i, (case, one) in enumerate(cases.items()):
         number, left = f"{i + 1}" if i else "", i * (width + _GAP)
         _add_case(fig, one, number)

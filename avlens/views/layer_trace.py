@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from avlens.analyses.tracing import LayerTrace
-from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin
+from avlens.views.style import CLEAN, CORRUPT, add_level, counted, escaped, figure, joined, origin
 from avlens.views.trace import probabilities, what_patches_do
 
 
@@ -33,7 +33,7 @@ def plot_layer_trace(layers: LayerTrace) -> go.Figure:
             x=list(layers.first_layers), y=effects.double().tolist(), mode="lines+markers", name=escaped(name),
             line={"color": colour, "width": 2}, marker={"size": 6}, hovertemplate="from layer %{x}: %{y:.4f}<extra></extra>",
         )  # fmt: skip
-        fig.add_hline(y=total, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
+        add_level(fig, total, colour)
     fig.update_xaxes(showgrid=False, zeroline=False)
     few = {"dtick": 1} if len(layers.first_layers) <= 32 else {}
     return fig.update_layout(

@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from avlens.hubs import PromptHubs
 from avlens.tokens import Modality
-from avlens.views.style import COLOURS, CROSS_MODAL, counted, escaped, figure, joined, origin
+from avlens.views.style import COLOURS, CROSS_MODAL, counted, escaped, figure, joined, origin, without_data
 
 
 def plot_prompt_hubs(found: PromptHubs) -> go.Figure:
@@ -24,9 +24,11 @@ def plot_prompt_hubs(found: PromptHubs) -> go.Figure:
         ),
         height=420,
     )
+    if unscored == len(mean):
+        return without_data(fig, "no sink that later tokens read")
     energy = found.sinks.energy.amax(0)
     for kind in (Modality.VIDEO, Modality.AUDIO):
-        for part, name, symbol in ((hubs.uni, "uni-modal", "circle"), (hubs.cross, "cross-modal", "diamond")):
+        for part, name, symbol in ((hubs.uni, "unimodal", "circle"), (hubs.cross, "cross-modal", "diamond")):
             mine = [i for i, p in enumerate(dominance.sinks) if tokens.modality[p] == kind and p in part]
             if mine:
                 at = dominance.sinks.positions[mine]

@@ -8,7 +8,7 @@ from avlens.views.style import counted, escaped, figure, joined, origin
 SHIFT_COLOURS = dict(zip(SHIFTS, ("#BBBBBB", "#DDAA33", "#BB5566"), strict=True))
 """The colour of each kind of token."""
 
-_MOST_TICKS = 64
+_MOST_TICKS = 40
 
 
 def plot_shift(shift: TokenShift) -> go.Figure:
@@ -43,7 +43,7 @@ def plot_shift(shift: TokenShift) -> go.Figure:
     for spans in shift.words.values():
         for span in spans:
             fig.add_vrect(
-                x0=span[0] - 0.5, x1=span[-1] + 0.5, fillcolor="#E69F00", opacity=0.15, line_width=0, layer="below"
+                x0=span[0] - 0.5, x1=span[-1] + 0.5, fillcolor="#888888", opacity=0.2, line_width=0, layer="below"
             )
     every = -(-len(steps) // _MOST_TICKS)
     written = [escaped(string.replace("\n", "⏎").strip() or "␣") for string in shift.strings]

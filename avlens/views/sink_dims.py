@@ -3,7 +3,7 @@
 import plotly.graph_objects as go
 
 from avlens.analyses.sinks import SinkDims
-from avlens.views.style import counted, figure, joined, origin
+from avlens.views.style import counted, figure, joined, origin, without_data
 
 
 def plot_sink_dims(dims: SinkDims) -> go.Figure:
@@ -20,13 +20,13 @@ def plot_sink_dims(dims: SinkDims) -> go.Figure:
         ),
         height=380,
     )
+    if not len(dims):
+        return without_data(fig, "no dimension stands out")
     shares = [f"{share:.0%} of layers" for share in dims.share.tolist()]
     fig.add_bar(
         x=[str(dim) for dim in dims], y=dims.magnitude.double().tolist(), text=shares, textposition="outside",
         marker_color="#B2182B", cliponaxis=False, hovertemplate="dimension %{x}: %{y:.3g}<br>%{text}<extra></extra>",
     )  # fmt: skip
-    if not len(dims):
-        fig.add_annotation(text="no dimension stands out", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
     return fig.update_layout(
         xaxis={"title": "dimension of d_model", "type": "category"}, bargap=0.6,
         yaxis={"title": "|x| of the first token, root mean square 1", "rangemode": "tozero"},

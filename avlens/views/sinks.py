@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from avlens.analyses.sinks import Sinks
 from avlens.tokens import Modality
-from avlens.views.style import COLOURS, counted, escaped, figure, joined, origin
+from avlens.views.style import COLOURS, counted, escaped, figure, joined, origin, without_data
 
 _MOST_LINES = 12
 
@@ -17,6 +17,8 @@ def plot_sinks(sinks: Sinks) -> go.Figure:
         note=joined([f"dimension {', '.join(map(str, sinks.dims)) or 'none'}", origin(sinks.made_by, tokens)]),
         height=440,
     )
+    if not sinks.tokens:
+        return without_data(fig, f"no token above the threshold of {sinks.threshold:.3g}")
     _add_counts(fig, sinks)
     _add_energies(fig, sinks)
     layers = {"dtick": 1} if len(sinks.layers) <= 16 else {}

@@ -8,6 +8,7 @@ Source: Okabe and Ito 2008, "Color Universal Design", https://jfly.uni-koeln.de/
 """
 
 import html
+import math
 import re
 import textwrap
 from collections import Counter
@@ -57,6 +58,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 _LINE, _SUBLINE = 70, 96  # characters of title and subtitle that fit into 700 pixels, a notebook's static picture
+_ACROSS = 92  # characters of names of columns that do, side by side
 _LINE_HEIGHT, _SUBLINE_HEIGHT = 21, 16  # pixels
 _ABOVE = 104  # pixels above the plot, with one line of each
 
@@ -131,6 +133,33 @@ def _lines(parts: Iterable[str], width: int) -> list[str]:
         else:
             lines += textwrap.wrap(part, width, break_on_hyphens=False)
     return lines
+
+
+def column_names(names: Sequence[str], told: Sequence[Sequence[str]]) -> tuple[list[str], dict[str, Any]]:
+    """Names of columns, each with lines that tell of it, and settings of their axis: level where they fit, else steep."""
+    width = _ACROSS // max(1, len(names))
+    lines = [
+        textwrap.wrap(name, width, break_long_words=False, break_on_hyphens=False) + list(more)
+        for name, more in zip(names, told, strict=True)
+    ]
+    axis = {"type": "category", "automargin": True}
+    if all(len(line) <= width for column in lines for line in column):
+        return ["<br>".join(map(escaped, column)) for column in lines], axis | {"tickangle": 0}
+    steep = [joined([name, ", ".join(more)]) for name, more in zip(names, told, strict=True)]
+    return [escaped(name) for name in steep], axis | {"tickangle": -60}
+
+
+def add_level(fig: go.Figure, y: float, colour: str) -> None:
+    """A dotted line across the plot at a value, where it is known."""
+    if math.isfinite(y):
+        fig.add_hline(y=y, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
+
+
+def without_data(fig: go.Figure, text: str) -> go.Figure:
+    """A figure of which nothing can be drawn: a line that says so, in place of axes without meaning."""
+    fig.update_xaxes(visible=False).update_yaxes(visible=False)
+    fig.add_annotation(text=text, x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False, font={"size": 14})
+    return fig.update_layout(height=260)
 
 
 def escaped(text: str) -> str:

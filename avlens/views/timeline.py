@@ -207,6 +207,8 @@ def _note(told: Sequence[Scene], frames: Sequence[Strip | None]) -> str:
 
 def _sum(value: np.ndarray, at: np.ndarray) -> str:
     """The sum over some positions; what is a millionth of the largest number is as good as none."""
+    if not np.isfinite(value[at]).any():
+        return "not known"
     total, largest = float(np.nansum(value[at])), float(np.nanmax(np.abs(value), initial=0))
     return f"{total:.3g}" if total == 0 or abs(total) > 1e-6 * largest else "≈ 0"
 

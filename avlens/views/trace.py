@@ -3,10 +3,7 @@
 import plotly.graph_objects as go
 
 from avlens.analyses.tracing import CausalTrace
-from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined, origin
-
-_LEVEL = 5
-"""With more sets than this, their names are written steeply, on one line each."""
+from avlens.views.style import CLEAN, CORRUPT, add_level, column_names, counted, escaped, figure, joined, origin
 
 
 def plot_trace(trace: CausalTrace) -> go.Figure:
@@ -23,10 +20,9 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
                 origin(trace.made_by, tokens),
             ]
         ),
-        height=560 if len(trace.sets) > _LEVEL else 460,
+        height=480,
     )
-    many = len(trace.sets) > _LEVEL
-    names = [f"{escaped(name)}{' · ' if many else '<br>'}n = {len(tokens):,}" for name, tokens in trace.sets.items()]
+    names, axis = column_names(list(trace.sets), [[f"n = {len(tokens):,}"] for tokens in trace.sets.values()])
     source = "clean" if trace.direction == "denoise" else "corrupted"
     flipped = [f"answers as the {source} run" if flip else "answer unchanged" for flip in trace.flipped]
     clean, corrupt = what_patches_do(trace)
@@ -38,10 +34,9 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
             x=names, y=effects.double().tolist(), name=escaped(name), marker_color=colour, customdata=flipped,
             hovertemplate="%{x}<br>%{y:.4f}<br>%{customdata}<extra></extra>",
         )  # fmt: skip
-        fig.add_hline(y=total, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
+        add_level(fig, total, colour)
     return fig.update_layout(
-        barmode="group", bargap=0.35, bargroupgap=0.08,
-        xaxis={"type": "category", "automargin": True, **({"tickangle": -60} if many else {})},
+        barmode="group", bargap=0.35, bargroupgap=0.08, xaxis=axis,
         yaxis={"title": "change of probability", "zeroline": True, "zerolinecolor": "#888888"},
     )  # fmt: skip
 

@@ -7,10 +7,7 @@ import plotly.graph_objects as go
 
 from avlens.metrics.effects import Interval
 from avlens.tables import SetEffect, TraceTable
-from avlens.views.style import CLEAN, CORRUPT, counted, escaped, figure, joined
-
-_LEVEL = 5
-"""With more sets than this, their names are written steeply, on one line each."""
+from avlens.views.style import CLEAN, CORRUPT, add_level, column_names, counted, figure, joined
 
 
 def plot_trace_table(table: TraceTable) -> go.Figure:
@@ -24,10 +21,9 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
                 "dotted: mean total effects",
             ]
         ),
-        height=680 if len(table.rows) > _LEVEL else 460,
+        height=480,
     )
-    many = len(table.rows) > _LEVEL
-    names = [_name(row, " · " if many else "<br>") for row in table.rows]
+    names, axis = column_names([row.name for row in table.rows], [_size(row) for row in table.rows])
     flips = [f"flipped {100 * row.flipped:.0f}%" if math.isfinite(row.flipped) else "" for row in table.rows]
     denoise = table.direction == "denoise"
     for effects, total, name, colour in (
@@ -40,11 +36,9 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
             error_y=ends(effects), customdata=list(zip(map(said, effects), flips, strict=True)),
             hovertemplate="%{x}<br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>",
         )  # fmt: skip
-        if math.isfinite(total.estimate):
-            fig.add_hline(y=total.estimate, line={"color": colour, "width": 1.5, "dash": "dot"}, layer="below")
+        add_level(fig, total.estimate, colour)
     return fig.update_layout(
-        barmode="group", bargap=0.35, bargroupgap=0.08,
-        xaxis={"type": "category", "automargin": True, **({"tickangle": -60} if many else {})},
+        barmode="group", bargap=0.35, bargroupgap=0.08, xaxis=axis,
         yaxis={"title": "mean change of probability", "zeroline": True, "zerolinecolor": "#888888"},
     )  # fmt: skip
 
@@ -56,9 +50,9 @@ def ends(effects: Sequence[Interval]) -> dict[str, object]:
     return {"type": "data", "array": up, "arrayminus": down, "color": "#555555", "thickness": 1.5, "width": 5}
 
 
-def _name(row: SetEffect, between: str) -> str:
+def _size(row: SetEffect) -> list[str]:
     size = f"{row.tokens:,.0f} tokens" if math.isfinite(row.tokens) else "no token"
-    return f"{escaped(row.name)}{between}{size}, {counted(row.clips, 'clip')}"
+    return [size, counted(row.clips, "clip")]
 
 
 def said(effect: Interval) -> str:

@@ -1,11 +1,15 @@
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from avlens.analyses.attention_mass import attention_by_group
+from avlens.analyses.dominance import head_dominance, modality_dominance, split_sinks
 from avlens.analyses.sinks import find_sinks
 from avlens.errors import ViewError
+from avlens.testing import tiny_model
 from avlens.tokens import Modality
 from avlens.views import compare, plot
 from avlens.views.dominance import plot_dominance
@@ -107,12 +111,44 @@ def test_effects_are_bars_and_total_effects_lines(run):
     ]  # fmt: skip
 
 
-def test_names_of_many_sets_are_written_steeply_on_one_line(run):
-    six = {f"set {i}": run.tokens.audio for i in range(6)}
-    known = run.trace.p_patched[:1].expand(6, -1)
-    axis = plot(replace(run.trace, sets=six, p_patched=known)).layout.xaxis
-    assert axis.tickangle == -60 and plot(run.trace).layout.xaxis.tickangle is None
-    assert not any("<br>" in one for one in plot(replace(run.trace, sets=six, p_patched=known)).data[0].x)
+def test_names_of_sets_are_broken_to_stand_level_and_steep_where_they_do_not_fit(run):
+    def axis(n):
+        sets = {f"a cross-modal set {i}": run.tokens.audio for i in range(n)}
+        fig = plot(replace(run.trace, sets=sets, p_patched=run.trace.p_patched[:1].expand(n, -1)))
+        return fig.layout.xaxis.tickangle, fig.data[0].x[0]
+
+    n = f"n = {len(run.tokens.audio)}"
+    assert axis(7) == (0, f"a cross-modal<br>set 0<br>{n}")
+    assert axis(9) == (-60, f"a cross-modal set 0 · {n}")
+
+
+def test_a_total_effect_that_is_not_known_has_no_line(run):
+    for result in (run.trace, run.layers.trace):
+        unknown = replace(result, p_corrupt=run.trace.p_corrupt * math.nan)
+        assert not plot(unknown).layout.shapes and not plot(replace(run.layers, trace=unknown)).layout.shapes
+
+
+def test_one_layer_is_drawn_too(run):
+    attention = attention_by_group(tiny_model(n_layers=1), tiny_model(n_layers=1).prepare(run.clip, "what ?"))
+    assert {one.mode for one in plot(attention).data} == {"markers"}
+
+
+def test_where_there_is_nothing_a_line_says_so(run):
+    none = run.tokens.at([])
+    bare, dims = (
+        modality_dominance(run.cache, none),
+        {name: getattr(run.dims, name)[:0] for name in ("dims", "magnitude", "share")},
+    )
+    results = (
+        bare,
+        split_sinks(bare),
+        head_dominance(run.cache, none),
+        find_sinks(run.cache, []),
+        replace(run.dims, **dims),
+    )
+    for result in results:
+        layout = plot(result).layout
+        assert re.match("no (sink|token|dimension)", layout.annotations[-1].text) and layout.xaxis.visible is False
 
 
 def test_effects_are_called_what_patches_do_in_their_direction(run):
@@ -171,7 +207,7 @@ def test_effects_over_clips_have_their_intervals(run):
 
 def test_a_set_that_no_clip_has_is_drawn_without_a_bar(run):
     fig = plot(run.table)
-    assert fig.data[0].x[2] == "none<br>no token, 0 clips" and fig.data[0].customdata[2][0] == "not known"
+    assert fig.data[0].x[2] == "none<br>no token<br>0 clips" and fig.data[0].customdata[2][0] == "not known"
 
 
 def test_unknown_numbers_do_not_break_pictures(run):

@@ -202,3 +202,8 @@ def test_a_sum_over_text_that_is_as_good_as_none_says_so(run, text, told):
     value[run.tokens.text.positions[:1]] = text
     note = timeline(run.clip, run.tokens, value=value).layout.title.subtitle.text.replace("<br>", " · ")
     assert note.endswith(f"sum over text {told}")
+
+
+def test_a_sum_of_nothing_known_is_not_known(run):
+    fig = timeline(run.clip, run.tokens, value=torch.full((len(run.tokens),), math.nan))
+    assert "sum over text not known" in fig.layout.title.subtitle.text.replace("<br>", " ")
