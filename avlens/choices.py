@@ -98,7 +98,8 @@ def decoding_choices(
 ) -> DecodingChoices:
     """Let a method write greedily, and compare each of its choices with the model's own after the same text.
 
-    It takes the method's time, with attention computed explicitly, and the time in which the model alone writes so much.
+    It takes the method's time, with attention computed explicitly, and the time in which the model alone writes so much. A
+    `max_time` of the checkpoint's generation config ends neither: both must write as much.
 
     Args:
         model: A HookedAVModel.

@@ -55,7 +55,7 @@ views.plot(other)
 # %%
 for edge in edges:
     (layer, heard_change), (other_layer, seen_change) = flow.peak(edge), other.peak(edge)
-    print(f"{edge:18} heard {heard_change:6.1f} % at {layer}   seen {seen_change:6.1f} % at {other_layer}")
+    print(f"{edge:18} heard {heard_change:z6.1f} % at {layer}   seen {seen_change:z6.1f} % at {other_layer}")
 
 # %% [markdown]
 # ## Attention alone would have said something else

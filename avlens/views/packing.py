@@ -51,8 +51,9 @@ def figure_fragment(fig: go.Figure, element_id: str) -> str:
         layout.pop("template", None)  # the page has it, for both themes
     height = f" style='height:{layout['height']:.0f}px'" if "height" in layout else ""
     data = pio.json.to_json_plotly(_with_plain_integers({"data": spec["data"], "layout": layout}))
+    told = html.escape(html.unescape((fig.layout.title.text or "").replace("<br>", " ")))
     return (
-        f"<div id='{html.escape(element_id)}' class='avlens-figure'{height}></div>"
+        f"<div id='{html.escape(element_id)}' class='avlens-figure' role='figure' aria-label='{told}'{height}></div>"
         f"<script type='text/plain' data-figure='{html.escape(element_id)}'>{packed(data)}</script>"
     )
 

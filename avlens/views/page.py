@@ -142,6 +142,7 @@ _PAGE_CSS = f"""
 :root[data-theme=dark] .avlens-view {{ {_TURNED} }}
 @media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) .avlens-view {{ {_TURNED} }} }}
 body {{ font-family: {FONT}; background: var(--ground); color: var(--ink); }}
+.avlens-figure {{ min-width: 700px; }}
 #avlens-theme {{
   position: absolute; top: 12px; right: 16px; font: 16px/1 sans-serif; color: var(--soft); background: none; border: 0;
   cursor: pointer;

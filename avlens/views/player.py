@@ -69,7 +69,7 @@ def player(played: Recording, key: str = "") -> str:
     """HTML of a player; its key tells it from others of the page."""
     tag = played.kind.split("/")[0]
     return (
-        f"<{tag} id='avlens-player{key}' class='avlens-player' controls preload='auto'></{tag}>"
+        f"<{tag} id='avlens-player{key}' class='avlens-player' aria-label='the clip' controls preload='auto'></{tag}>"
         f"<p id='avlens-problem{key}' hidden>This browser cannot play the clip's format.</p>"
     )
 
@@ -130,7 +130,7 @@ _SCRIPT = """
     cursor.hidden = !areas.length || share < 0 || share > 1;
     if (cursor.hidden) return;
     const top = Math.min(...areas.map(area => area.top)), bottom = Math.max(...areas.map(area => area.bottom));
-    cursor.style.left = `${areas[0].left - outer.left + share * areas[0].width}px`;
+    cursor.style.left = `${areas[0].left - outer.left + box.scrollLeft + share * areas[0].width}px`;
     cursor.style.top = `${top - outer.top}px`;
     cursor.style.height = `${bottom - top}px`;
   };

@@ -161,7 +161,7 @@ def _section(section: Section, number: int, played: _Played) -> str:
     parts.append(played.html(section, f"-{number}"))
     if section.generated is not None:
         parts.append(f"<blockquote>{html.escape(section.generated)}</blockquote>")
-    parts += [figure_fragment(figure, f"figure-{number}-{i}") for i, figure in enumerate(section.figures)]
+    parts += [_wide(figure_fragment(figure, f"figure-{number}-{i}")) for i, figure in enumerate(section.figures)]
     if section.view is not None:
         parts.append(section.view.fragment(f"view-{number}"))
     if section.table is not None:
@@ -185,7 +185,12 @@ def _table(table: pd.DataFrame) -> str:
             float_format=lambda x: f"{x:.4g}",
         )
     )
-    return f"<div class='avlens-wide'>{shown}</div>{note}"
+    return _wide(shown) + note
+
+
+def _wide(held: str) -> str:
+    """What is scrolled where a window is too narrow for it."""
+    return f"<div class='avlens-wide'>{held}</div>"
 
 
 _STYLE = """
@@ -203,7 +208,7 @@ audio.avlens-player { width: 440px; max-width: 100%; background: none; }
 .avlens-facts li span { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 8px; }
 .avlens-question { font-size: 18px; color: var(--ink); margin: 0 0 4px; }
 .avlens-hint, footer { font-size: 13px; color: var(--soft); }
-.avlens-synced { position: relative; }
+.avlens-synced { position: relative; overflow-x: auto; }
 .avlens-cursor { position: absolute; width: 2px; margin-left: -1px; background: #00c853; pointer-events: none; }
 blockquote {
   margin: 12px 0; padding: 12px 18px; background: var(--panel); border-left: 4px solid #009e73; white-space: pre-wrap;

@@ -58,7 +58,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 _LINE, _SUBLINE = 70, 96  # characters of title and subtitle that fit into 700 pixels, a notebook's static picture
-_ACROSS = 92  # characters of names of columns that do, side by side
+_ACROSS = 100  # characters of names of columns that do, side by side
 _LINE_HEIGHT, _SUBLINE_HEIGHT = 21, 16  # pixels
 _ABOVE = 104  # pixels above the plot, with one line of each
 

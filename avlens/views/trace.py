@@ -10,6 +10,7 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
     """Both indirect effects of each set, with the total effects that a perfect patch reaches as dotted lines."""
     layers = f"layers {trace.layers[0]} to {trace.layers[-1]}" if trace.layers else "no layer"
     tokens = next(iter(trace.sets.values())).tokens if trace.sets else None
+    names, axis = column_names(list(trace.sets), [[f"n = {len(tokens):,}"] for tokens in trace.sets.values()])
     fig = figure(
         f"Indirect effect of {counted(len(trace.sets), 'patched set')}",
         note=joined(
@@ -20,9 +21,8 @@ def plot_trace(trace: CausalTrace) -> go.Figure:
                 origin(trace.made_by, tokens),
             ]
         ),
-        height=480,
+        height=480 if axis["tickangle"] == 0 else 620,
     )
-    names, axis = column_names(list(trace.sets), [[f"n = {len(tokens):,}"] for tokens in trace.sets.values()])
     source = "clean" if trace.direction == "denoise" else "corrupted"
     flipped = [f"answers as the {source} run" if flip else "answer unchanged" for flip in trace.flipped]
     clean, corrupt = what_patches_do(trace)

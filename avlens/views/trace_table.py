@@ -12,6 +12,7 @@ from avlens.views.style import CLEAN, CORRUPT, add_level, column_names, counted,
 
 def plot_trace_table(table: TraceTable) -> go.Figure:
     """Mean indirect effects of each set with their intervals, and the mean total effects as dotted lines."""
+    names, axis = column_names([row.name for row in table.rows], [_size(row) for row in table.rows])
     fig = figure(
         f"Indirect effect of {counted(len(table.rows), 'patched set')} over {counted(table.te_clean.n, 'clip')}",
         note=joined(
@@ -21,9 +22,8 @@ def plot_trace_table(table: TraceTable) -> go.Figure:
                 "dotted: mean total effects",
             ]
         ),
-        height=480,
+        height=480 if axis["tickangle"] == 0 else 620,
     )
-    names, axis = column_names([row.name for row in table.rows], [_size(row) for row in table.rows])
     flips = [f"flipped {100 * row.flipped:.0f}%" if math.isfinite(row.flipped) else "" for row in table.rows]
     denoise = table.direction == "denoise"
     for effects, total, name, colour in (

@@ -167,3 +167,18 @@ def test_bars_are_as_long_as_their_probabilities(pages, browser, tmp_path):
     for run, shares in p.items():
         for i, share in enumerate(shares):
             assert browser.evaluate(length.format(run, i)) == pytest.approx(max(1, full * share), abs=1)
+
+
+@pytest.mark.parametrize("browser", ["chromium"], indirect=True)
+def test_a_telephone_scrolls_figures_and_the_cursor_stays_on_its_second(pages, browser):
+    with closing(browser.context.browser.new_page(viewport={"width": 400, "height": 800})) as phone:
+        phone.goto((pages[0] / "report.html").as_uri())
+        until(phone, "document.querySelectorAll('#avlens-timeline .nsewdrag').length > 0")
+        assert phone.evaluate("document.documentElement.scrollWidth") == 400
+        assert phone.evaluate("document.getElementById('avlens-timeline').clientWidth") == 700
+        at = "document.getElementById('avlens-cursor').getBoundingClientRect().left"
+        first = "document.querySelector('#avlens-timeline .nsewdrag').getBoundingClientRect().left"
+        for scrolled in (0, 150):
+            phone.evaluate(f"document.getElementById('avlens-synced').scrollLeft = {scrolled}")
+            phone.evaluate("document.getElementById('avlens-player').dispatchEvent(new Event('timeupdate'))")
+            assert phone.evaluate(f"{at} - {first}") == pytest.approx(-1, abs=1)

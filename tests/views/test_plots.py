@@ -119,7 +119,7 @@ def test_names_of_sets_are_broken_to_stand_level_and_steep_where_they_do_not_fit
 
     n = f"n = {len(run.tokens.audio)}"
     assert axis(7) == (0, f"a cross-modal<br>set 0<br>{n}")
-    assert axis(9) == (-60, f"a cross-modal set 0 · {n}")
+    assert axis(10) == (-60, f"a cross-modal set 0 · {n}")
 
 
 def test_a_total_effect_that_is_not_known_has_no_line(run):
