@@ -9,6 +9,7 @@ holds as the truth.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +52,12 @@ class Data:
     read: Callable[[Sample], Clip]
     ask: Ask
     vocabulary: Vocabulary
+
+    @property
+    def chance(self) -> float:
+        """The share of right answers where options are guessed; NaN where there are none."""
+        shares = [1 / len(sample.options) for sample in self.samples if sample.options]
+        return sum(shares) / len(shares) if shares else math.nan
 
     def truth(self, sample: Sample) -> list[str]:
         """As `truth_of`."""
@@ -125,16 +132,16 @@ def read_data(
 
 
 def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
-    if path.suffix == ".jsonl":
+    if path.suffix.lower() == ".jsonl":
         return read_questions(path, clips, question=DESCRIBE if task == "describe" else "")
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return _table(path, clips)
     if (path / MANIFEST).exists():
         return Counterfactuals.read(path).samples()
     if path.is_dir():
         return read_avhbench(path, clips)
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8-sig"))
         return read_prompts(path, clips) if isinstance(records[0], list) else read_avhbench(path, clips)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
@@ -144,14 +151,14 @@ def _samples(path: Path, clips: Path, task: Task) -> Iterator[Sample]:
 
 
 def _table(path: Path, clips: Path) -> Iterator[Sample]:
-    with unreadable(path), path.open(encoding="utf-8") as lines:
+    with unreadable(path), path.open(encoding="utf-8-sig") as lines:
         head = lines.readline()
     if "audiocap_id" in head:
         return read_audiocaps(path, clips)
     if head.startswith("#"):
         classes = path.parent / "class_labels_indices.csv"
         return read_audioset(path, clips, classes=classes if classes.exists() else None)
-    return read_vggsound(path, clips)
+    return read_vggsound(path, clips, n_options=None)
 
 
 def _synthetic(n: int, task: Task, seed: int) -> Data:

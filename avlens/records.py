@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,10 @@ SHORTEST = 10.0
 """Seconds between two files of records, or a hundredth of the run so far where that is longer."""
 MOST_UNWRITTEN = 1000
 """So many records wait for room on a full disk before the run is given up."""
+
+_OWN = frozenset({"sample", "condition", "seed", "clip"})
+_LARGEST = 1000
+"""Bits of an integer, which as a number with a point must not be infinite."""
 
 Key = tuple[str, str, int]
 
@@ -53,6 +58,7 @@ class Record:
         seconds: How long it took.
         memory: Peak memory meanwhile, in bytes, of the GPU where there is one.
         time: When it was made, in UTC, as ISO 8601.
+        clip: The sample's clip, where other samples may be about the same one.
     """
 
     sample: str
@@ -67,6 +73,7 @@ class Record:
     seconds: float = float("nan")
     memory: int = 0
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    clip: str = ""
 
     @property
     def key(self) -> Key:
@@ -100,8 +107,16 @@ class RecordTable:
         return tuple(one for one in self.records if one.problem)
 
     def to_frame(self, *, having: Collection[str] = ()) -> pd.DataFrame:
-        """One row per row that was measured; only of those that have some columns, where any has them."""
-        rows = [{**_named(one), **row} for one in self.records for row in one.rows]
+        """One row per row that was measured; only of those that have some columns, where any has them.
+
+        Where several samples may be about one clip, a column says which.
+        """
+        several = any(one.clip for one in self.records)
+        rows = [
+            {**_named(one), **({"clip": one.clip or one.sample} if several else {}), **row}
+            for one in self.records
+            for row in one.rows
+        ]
         chosen = [row for row in rows if all(name in row for name in having)] or rows
         return pd.DataFrame(chosen) if rows else pd.DataFrame(columns=["sample", "condition", "seed"])
 
@@ -140,30 +155,22 @@ class RecordFolder:
             identity: What the run is, as JSON holds it. Its `conditions`, by name, may become more later.
 
         Raises:
-            RecordError: If the folder is another run's, another process writes to it, or it holds what is no record.
+            RecordError: If the folder is another run's, another process writes to it, it cannot be written to, or it holds
+                what is no record.
         """
         self.folder = Path(folder)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordError(
-                f"the folder {folder} cannot be made ({error.strerror}). Pass one that is new, or that can be written to."
-            ) from error
         self._lock = FileLock(self.folder / ".lock")
-        try:
+        with _usable(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RecordError(
-                f"another process is writing to {folder}. Wait for it, or write to another folder."
-            ) from error
-        try:
-            self._claim(_restored(json.loads(_line(identity))))
-            for left in self.folder.glob("*.part"):
-                left.unlink()
-            self.done = {record.key: record for record in _read(self.folder)}
-        except BaseException:
-            self._lock.release()
-            raise
+            try:
+                self._claim(_restored(json.loads(_line(identity))))
+                for left in self.folder.glob("*.part"):
+                    left.unlink()
+                self.done = {record.key: record for record in _read(self.folder)}
+            except BaseException:
+                self._lock.release()
+                raise
         self._waiting: list[str] = []
         self._started = self._written = time.monotonic()
         self.trouble = ""
@@ -177,12 +184,13 @@ class RecordFolder:
         """The record of a key; None where there is none yet.
 
         Raises:
-            RecordError: If it answers something else.
+            RecordError: If it answers something else. One with a problem answers nothing.
         """
         record = self.done.get(key)
-        if record is not None and record.asks != asks:
+        if record is not None and not record.problem and record.asks != asks:
             raise RecordError(
-                f"{self.folder} answers another question about {key[0]!r}, or other options. Write to another folder."
+                f"{self.folder} answers another question about {key[0]!r}, or its clip, its options or what is known of it "
+                "were others. Write to another folder."
             )
         return record
 
@@ -262,6 +270,25 @@ class RecordFolder:
             self._lock.release()
 
 
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """What goes wrong inside is the fault of a folder that is in use, read-only, full, or no folder.
+
+    Raises:
+        RecordError: Instead.
+    """
+    try:
+        yield
+    except Timeout as error:
+        raise RecordError(
+            f"another process is writing to {folder}. Wait for it, or write to another folder."
+        ) from error
+    except OSError as error:
+        raise RecordError(
+            f"the folder {folder} cannot be used ({error.strerror or error}). Pass one that is new, or that can be written to."
+        ) from error
+
+
 def _named(record: Record) -> dict[str, Any]:
     return {"sample": record.sample, "condition": record.condition, "seed": record.seed}
 
@@ -273,7 +300,8 @@ def read_records(folder: str | Path) -> RecordTable:
         RecordError: If the folder has no manifest, or a file holds what is no record.
     """
     made_by = read_manifest(Path(folder))
-    found = {record.key: record for record in _read(Path(folder))}
+    with _usable(Path(folder)):
+        found = {record.key: record for record in _read(Path(folder))}
     return RecordTable(tuple(found[key] for key in sorted(found)), made_by)
 
 
@@ -286,12 +314,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"{folder} holds no {MANIFEST} that can be read. Give a folder that a run wrote to."
         ) from error
-    if not isinstance(manifest, dict):
-        raise RecordError(f"{path} holds a {type(manifest).__name__}. Give a folder that a run wrote to.")
+    for held in (manifest, manifest.get("conditions", {}) if isinstance(manifest, dict) else {}):
+        if not isinstance(held, dict):
+            raise RecordError(f"{path} holds a {type(held).__name__}. Give a folder that a run wrote to.")
     return _restored(manifest)
 
 
@@ -329,8 +358,10 @@ def plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as records hold it: numbers, texts, truth values, and lists of them. Tensors become numbers or lists.
 
     Raises:
-        RecordError: If a value is something else.
+        RecordError: If a value is something else, or has a name that records have themselves.
     """
+    if own := _OWN.intersection(row):
+        raise RecordError(f"a row has a value {min(own)!r}, which every record has of its own. Give it another name.")
     return {str(name): _value(value, str(name)) for name, value in row.items()}
 
 
@@ -341,7 +372,14 @@ def line_length(record: Record) -> int:
 
 def nan_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Which values of some rows are NaN."""
-    return sorted({name for row in rows for name, value in row.items() if isinstance(value, float) and value != value})
+    return sorted({name for row in rows for name, value in row.items() if is_nan(value)})
+
+
+def is_nan(value: Any) -> bool:
+    """Whether a value of a row is NaN, or a list of nothing else."""
+    if isinstance(value, list):
+        return bool(value) and all(map(is_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _value(value: Any, name: str) -> Any:
@@ -349,29 +387,36 @@ def _value(value: Any, name: str) -> Any:
         value = value.tolist()
     if isinstance(value, (list, tuple)):
         return [_value(one, name) for one in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else float("nan")
-    if value is None:
-        return float("nan")
-    if not isinstance(value, (str, int)):
-        raise RecordError(
-            f"the value {name!r} is a {type(value).__name__}. Records hold numbers, texts and lists of them: keep it elsewhere."
-        )
-    return value
+    if value is None or isinstance(value, float):
+        return float("nan") if value is None or not math.isfinite(value) else float(value)
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, int) and value.bit_length() <= _LARGEST:
+        return value if isinstance(value, bool) else int(value)
+    raise RecordError(
+        f"the value {name!r} is a {type(value).__name__}{' of many digits' if isinstance(value, int) else ''}. Records hold "
+        "numbers, texts and lists of them: keep it elsewhere."
+    )
+
+
+def readable(text: str) -> str:
+    """A text that can be written anywhere: halves of characters, as in names of files that are no UTF-8, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.jsonl") if path.stem.isdecimal())
+    return sorted((path for path in folder.glob("*.jsonl") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
 def _read(folder: Path) -> Iterator[Record]:
     for path in _files(folder):
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 yield _record(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
                 raise RecordError(
-                    f"{path}, line {number} is no record. Give a folder that only runs write to."
+                    f"{path}, line {number} is no record. If something else than a run wrote it, give another folder; if it is "
+                    "damaged, delete the line: what it held is measured again."
                 ) from error
 
 
@@ -381,7 +426,14 @@ _TYPES: Mapping[str, Callable[[Any], Any]] = {"rows": lambda x: tuple(map(dict, 
 def _record(stored: Any) -> Record:
     known = {one.name for one in fields(Record)}
     values = {name: _restored(value) for name, value in stored.items() if name in known}
-    return Record(**{name: _TYPES[name](value) if name in _TYPES else value for name, value in values.items()})
+    record = Record(**{name: _TYPES[name](value) if name in _TYPES else value for name, value in values.items()})
+    if wrong := [
+        one
+        for one in (*record.key[:2], record.problem, record.asks, record.clip, *record.notes)
+        if not isinstance(one, str)
+    ]:
+        raise TypeError(f"{wrong[0]!r} is no text")
+    return record
 
 
 def _line(value: Any) -> str:

@@ -43,6 +43,7 @@ class Sample:
         start: Where the clip begins in the file, in seconds.
         end: Where it ends.
         record: What else the data set says.
+        clip: What its clip is called, where other samples may be about the same one; they are not independent.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Sample:
     start: float | None = None
     end: float | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    clip: str = ""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -82,8 +84,12 @@ class Sample:
 
     @property
     def asks(self) -> str:
-        """A fingerprint of what is asked: a clip may be asked about again, with its options in another order."""
-        asked = json.dumps([self.question, self.options, self.label, self.start, self.end])
+        """A fingerprint of what is asked about which file, and of what is said to be true of it: any of it may change later."""
+        files = [path.name for path in (self.path, *self.stills, *([self.sound] if self.sound else []))]
+        asked = json.dumps(
+            [self.question, self.options, self.label, self.start, self.end, files, {str(k): v for k, v in self.record.items()}],
+            sort_keys=True, default=lambda other: type(other).__name__,
+        )  # fmt: skip
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
@@ -110,17 +116,22 @@ def _check_fields(sample: Sample) -> None:
     Raises:
         DatasetError: With the first.
     """
-    texts = {"id": sample.id, "question": sample.question, "label": sample.label}
-    if wrong := [name for name, value in texts.items() if not isinstance(value, str)]:
+    texts = {"id": sample.id, "question": sample.question, "label": sample.label, "clip": sample.clip}
+    if wrong := [name for name, value in texts.items() if not _is_text(value)]:
         raise DatasetError(
             f"{sample.id!r:.80} has the {wrong[0]} {texts[wrong[0]]!r:.80}, which is no text. Write it as one."
         )
-    if not isinstance(sample.options, tuple) or not all(isinstance(option, str) for option in sample.options):
+    if not isinstance(sample.options, tuple) or not all(map(_is_text, sample.options)):
         raise DatasetError(f"{sample.id!r:.80} has the options {sample.options!r:.80}. Give a list of texts.")
     for name, value in (("start", sample.start), ("end", sample.end)):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if value is not None and not (number and math.isfinite(value)):
             raise DatasetError(f"{sample.id!r:.80} has the {name} {value!r:.80}. Give seconds, or leave it out.")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text of whole characters; JSON may hold halves of them."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def choice_question(question: str, options: Sequence[str], closing: str = "") -> str:
@@ -162,7 +173,16 @@ def unreadable(path: str | Path) -> Iterator[None]:
         yield
     except AVLensError:
         raise
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, csv.Error) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        csv.Error,
+    ) as error:
         raise DatasetError(
             f"{path} cannot be read ({type(error).__name__}: {str(error)[:200]}). Compare it with the format that its reader "
             "names."

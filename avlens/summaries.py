@@ -4,8 +4,8 @@
     summarise(records, "IE_clean", over="TE_clean", by="set")                   ratios of sums: shares of the total effect
     compare(records, "change", "condition", against="none", by="layer")         paired differences with p, corrected
 
-Several rows of one clip are not independent, so whole clips are drawn. In a comparison each clip is its own control: its rows
-of both conditions are averaged, and the clip counts if it has both.
+Several rows of one clip are not independent, nor are several questions about it, so whole clips are drawn. In a comparison
+each clip is its own control: its rows of both conditions are averaged, and the clip counts if it has both.
 
 Source: as in `avlens.metrics.effects` and `avlens.metrics.significance`.
 """
@@ -25,6 +25,9 @@ from avlens.metrics.significance import Correction, adjusted, sign_change_p
 from avlens.records import RecordTable
 
 Records = RecordTable | pd.DataFrame
+
+_EXACT = 2**53
+"""Below it every whole number has a float of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +133,7 @@ def summarise(
     *,
     over: str | None = None,
     by: str | Sequence[str] = "condition",
-    clip: str = "sample",
+    clip: str | None = None,
     n_draws: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
@@ -142,7 +145,7 @@ def summarise(
         value: Which column. Where it is NaN it is counted as missing; rows of records that have no such column do not count.
         over: A column to divide by, as the sum of one over the sum of the other.
         by: The columns that make the groups; rows without one of them are left out.
-        clip: The column that names the clip, of which whole ones are drawn.
+        clip: The column that names the clip, of which whole ones are drawn; by default `clip`, else `sample`.
         n_draws: Bootstrap draws.
         level: Of the intervals.
         seed: Of the bootstrap.
@@ -151,7 +154,7 @@ def summarise(
         MetricError: If there is no such column, or it holds no numbers.
     """
     keys = (by,) if isinstance(by, str) else tuple(by)
-    frame = _frame(records, [value, *([over] if over else []), *keys, clip])
+    frame, clip = _frame(records, [value, *([over] if over else [])], keys, clip)
     options: dict[str, Any] = {"n_draws": n_draws, "level": level, "seed": seed}
     groups, intervals = [], []
     for group, rows in _grouped(frame, keys):
@@ -171,7 +174,7 @@ def compare(
     *,
     against: str,
     by: str | Sequence[str] = (),
-    clip: str = "sample",
+    clip: str | None = None,
     correction: Correction = "holm",
     n_draws: int = 10_000,
     level: float = 0.95,
@@ -185,7 +188,7 @@ def compare(
         of: The column whose groups are compared, such as `condition` or `set`.
         against: The group that is subtracted.
         by: Compare within each group of these columns, such as `layer`.
-        clip: The column that names the clip.
+        clip: The column that names the clip; by default `clip`, else `sample`.
         correction: For all comparisons of the table: `holm`, `bh`, or `none`.
         n_draws: Draws of the bootstrap, and of sign changes.
         level: Of the intervals.
@@ -195,7 +198,12 @@ def compare(
         MetricError: If there is no such column, group or correction.
     """
     keys = (by,) if isinstance(by, str) else tuple(by)
-    frame = _frame(records, [value, of, *keys, clip])
+    frame, clip = _frame(records, [value], (of, *keys), clip)
+    if of == clip:
+        raise MetricError(
+            f"clips cannot be compared with each other, and {of!r} names them. Compare the groups of another column."
+        )
+    frame = frame.assign(**{of: _whole(frame[of])})
     known = list(dict.fromkeys(frame[of].dropna()))
     if against not in known:
         raise MetricError(f"{of} is never {against!r}. It is {', '.join(map(repr, known[:10]))}.")
@@ -214,11 +222,29 @@ def compare(
     )  # fmt: skip
 
 
-def _frame(records: Records, columns: Sequence[str]) -> pd.DataFrame:
+def _frame(
+    records: Records, values: Sequence[str], groups: Sequence[str], clip: str | None
+) -> tuple[pd.DataFrame, str]:
+    """The table, and the column that names the clip.
+
+    Raises:
+        MetricError: If a column is missing, is asked for twice, or groups by what cannot be told apart.
+    """
+    columns = [*values, *groups]
     frame = records if isinstance(records, pd.DataFrame) else records.to_frame(having=columns)
-    if missing := [name for name in columns if name not in frame]:
-        raise MetricError(f"the records have no {missing[0]!r}. They have {', '.join(map(str, frame.columns))}.")
-    return frame
+    clip = clip or ("clip" if "clip" in frame else "sample")
+    if missing := [name for name in (*columns, clip) if name not in frame]:
+        failed = (
+            "" if isinstance(records, pd.DataFrame) else f"; {len(records.failures)} of {len(records)} have a problem"
+        )
+        raise MetricError(
+            f"the records have no {missing[0]!r}. They have {', '.join(map(str, frame.columns))}{failed}."
+        )
+    if len(set(groups)) < len(groups) or set(groups) & set(values):
+        raise MetricError(f"{values[0]!r} cannot be grouped by {', '.join(map(repr, groups))}. Name each column once.")
+    if lists := [name for name in (*groups, clip) if any(isinstance(one, list) for one in frame[name])]:
+        raise MetricError(f"{lists[0]!r} holds lists, which make no groups. Choose another.")
+    return frame, clip
 
 
 def _grouped(frame: pd.DataFrame, keys: tuple[str, ...]) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
@@ -235,14 +261,17 @@ def _grouped(frame: pd.DataFrame, keys: tuple[str, ...]) -> list[tuple[tuple[Any
 def _whole(column: pd.Series) -> pd.Series:
     """Whole numbers as such, where a row without one has made them fractions."""
     known = column.dropna()
-    return column.astype("Int64") if is_float_dtype(column) and (known == known.round()).all() else column
+    whole = is_float_dtype(column) and ((known == known.round()) & (known.abs() < _EXACT)).all()
+    return column.astype("Int64") if whole else column
 
 
 def _numbers(rows: pd.DataFrame, value: str) -> np.ndarray:
     try:
         return rows[value].to_numpy(dtype=np.float64)
-    except (ValueError, TypeError) as error:
-        raise MetricError(f"{value!r} holds no numbers, such as {rows[value].iloc[0]!r}. Choose another.") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise MetricError(
+            f"{value!r} holds no numbers, such as {rows[value].iloc[0]!r:.80}. Choose another."
+        ) from error
 
 
 def _index(groups: tuple[tuple[Any, ...], ...], names: tuple[str, ...]) -> pd.Index:

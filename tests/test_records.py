@@ -160,6 +160,56 @@ def test_what_is_no_record_is_refused(tmp_path):
         read_records(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe", b"[" * 200_000, b"\0" * 50, b'{"sample": "s", "cond',
+        b'{"sample": 3}', b'{"sample": ["s"]}', b'{"sample": null}',
+        b'{"sample": "s", "notes": [1]}', b'{"sample": "s", "seed": 1e400}', b'{"sample": "s", "rows": [1]}', b"",
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_named_and_without_it_the_run_goes_on(tmp_path, line):
+    with RecordFolder(tmp_path, IDENTITY) as kept:
+        kept.add(record("0"))
+        kept.add(record("1"))
+    path = tmp_path / "000001.jsonl"
+    whole = path.read_bytes()
+    first, _, _ = whole.partition(b"\n")
+    path.write_bytes(first + b"\n" + line + b"\n")
+    for opened in (lambda: RecordFolder(tmp_path, IDENTITY), lambda: read_records(tmp_path)):
+        with pytest.raises(RecordError, match=r"000001\.jsonl, line 2 is no record.*delete the line"):
+            opened()
+    path.write_bytes(first + b"\n")
+    with RecordFolder(tmp_path, IDENTITY) as kept:
+        kept.add(record("1"))
+    assert [one.sample for one in read_records(tmp_path).records] == ["0", "1"]
+
+
+def test_damaged_manifests_and_folders_that_cannot_be_used_are_named(tmp_path):
+    for text in ("[" * 200_000, '{"conditions": [1]}', '{"conditions": null}', "\0"):
+        (tmp_path / "manifest.json").write_text(text)
+        with pytest.raises(RecordError, match=r"manifest\.json"):
+            RecordFolder(tmp_path, IDENTITY)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / ".lock").unlink()
+    (tmp_path / ".lock").mkdir()
+    for folder in (tmp_path, __file__, f"{__file__}/below"):
+        with pytest.raises(RecordError, match="cannot be used"):
+            RecordFolder(folder, IDENTITY)
+
+
+def test_a_disk_that_is_full_from_the_first_is_named(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_whole", full)
+    with pytest.raises(RecordError, match=r"cannot be used \(No space left on device\)"):
+        RecordFolder(tmp_path, IDENTITY)
+    monkeypatch.undo()
+    with RecordFolder(tmp_path, IDENTITY):
+        pass
+
+
 def test_rows_are_numbers_texts_and_lists():
     row = plain_row(
         {"a": torch.tensor(1.5), "b": np.float32(2), "c": np.array([1, 2]), "d": None, "e": float("inf"), "f": True}

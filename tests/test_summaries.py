@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from avlens.datasets.avhbench import read_avhbench
 from avlens.errors import MetricError
 from avlens.metrics.effects import bootstrap_mean, paired_difference
 from avlens.metrics.significance import sign_change_p
@@ -72,6 +75,34 @@ def test_a_comparison_takes_each_clip_as_its_own_control(frame):
 def test_a_clip_without_both_does_not_count(frame):
     lost = frame[~((frame["sample"] == "c3") & (frame.condition == "a"))]
     assert compare(lost, "x", against="a").differences[0].n == 9
+
+
+def test_questions_about_one_clip_are_not_independent(tmp_path):
+    asked = [{"video_id": str(i // 3), "task": "t", "text": "q", "label": "Yes"} for i in range(12)]
+    (tmp_path / "qa.json").write_text(json.dumps(asked))
+    questions = read_avhbench(tmp_path / "qa.json", tmp_path)
+    given = [0.0] * 3 + [0.2] * 3 + [0.4] * 3 + [1.0] * 3  # Answers of one clip are alike.
+    found = RecordTable(
+        tuple(
+            Record(one.id, condition, rows=({"x": x + (condition == "b")},), clip=one.clip)
+            for one, x in zip(questions, given, strict=True)
+            for condition in ("a", "b")
+        )
+    )
+    assert summarise(found, "x").intervals[0] == bootstrap_mean(given, clusters=[i // 3 for i in range(12)])
+    apart = summarise(found, "x", clip="sample").intervals[0]
+    assert apart.n_clusters == 12 and summarise(found.to_frame(), "x").intervals[0].n_clusters == 4
+    assert compare(found, "x", against="a").differences[0].n == 4
+
+
+def test_columns_that_make_no_groups_are_refused(frame):
+    for wrong in ({"by": "x"}, {"by": ["layer", "layer"]}, {"by": "lists"}):
+        with pytest.raises(MetricError, match="once|no groups"):
+            summarise(frame.assign(lists=[[1]] * len(frame)), "x", **wrong)
+    with pytest.raises(MetricError, match="cannot be compared with each other"):
+        compare(frame, "x", "sample", against="c0")
+    for far in (1e300, np.inf):
+        assert len(summarise(frame.assign(layer=far), "x", by="layer").groups) == 1
 
 
 def test_tables_for_papers_are_escaped(frame):

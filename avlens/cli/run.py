@@ -1,5 +1,6 @@
 """`avlens run`: an experiment over a data set."""
 
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -106,11 +107,14 @@ def run(
     cost = {"estimate": _estimated(told[0])} if told else {}
     value = {
         "experiment": chosen.name, "made_by": records.made_by, "records": len(records), "problems": rows_of(records.problems()),
+        "chance": found.chance,
         "summaries": {name: rows_of(table.to_frame().reset_index()) for name, table in tables.items()}, "folder": str(out),
     } | cost  # fmt: skip
     problems = "" if records.problems().empty else records.problems().to_string(index=False, max_colwidth=100)
     more = f"kept in {out}; the same command without --estimate goes on from there" if estimate and told else ""
-    show(value, as_json, lambda: echo(repr(records), more, problems, *(f"\n{table!r}" for table in tables.values())))
+    chance = "" if math.isnan(found.chance) else f"by chance {found.chance:.1%} of the answers are right"
+    lines = (repr(records), chance, more, problems, *(f"\n{table!r}" for table in tables.values()))
+    show(value, as_json, lambda: echo(*lines))
 
 
 def _each_gpu(device: str | None) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ def read_audiocaps(
 
 
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    with table.open(newline="", encoding="utf-8") as lines:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines, skipinitialspace=True)
         if not set(_COLUMNS) <= set(reader.fieldnames or ()):
             raise DatasetError(f"{table} has the columns {reader.fieldnames}. Give {', '.join(_COLUMNS)}.")

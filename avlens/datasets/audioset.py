@@ -40,7 +40,7 @@ def read_audioset(
         DatasetError: If a line of a table has other columns, or a label is no class.
     """
     known = None if classes is None else _class_names(Path(classes))
-    with Path(table).open(newline="", encoding="utf-8") as lines:
+    with Path(table).open(newline="", encoding="utf-8-sig") as lines:
         for number, row in enumerate(csv.reader(lines, skipinitialspace=True), start=1):
             if not row or row[0].startswith("#"):
                 continue
@@ -63,15 +63,16 @@ def read_audioset(
 def _segment(row: list[str], where: str) -> tuple[str, float, float, list[str]]:
     try:
         youtube, start, end, sounds = row
+        round(1000 * float(start)), round(1000 * float(end))  # Refuses what is no number of seconds, such as nan.
         return youtube, float(start), float(end), [sound.strip() for sound in sounds.split(",")]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DatasetError(
             f"{where} is {', '.join(row)!r}. Write YouTube id, start and end in seconds, and labels in double quotes."
         ) from error
 
 
 def _class_names(table: Path) -> dict[str, str]:
-    with table.open(newline="", encoding="utf-8") as lines:
+    with table.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         if not {"mid", "display_name"} <= set(reader.fieldnames or ()):
             raise DatasetError(f"{table} has the columns {reader.fieldnames}. Give index, mid and display_name.")

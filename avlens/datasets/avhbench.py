@@ -42,13 +42,13 @@ def read_avhbench(
             if task in (None, record["task"]):
                 yield Sample(
                     id=name, path=inside(folder, f"{video}{suffix}", str(file)), question=record["text"], label=record["label"],
-                    record={"video_id": video, "task": record["task"]},
+                    clip=video, record={"video_id": video, "task": record["task"]},
                 )  # fmt: skip
 
 
 def _records(file: Path) -> list[dict[str, Any]]:
     try:
-        records = json.loads(file.read_text(encoding="utf-8"))
+        records = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{file} is no JSON: {error}. Download it again.") from error
     if not isinstance(records, list):

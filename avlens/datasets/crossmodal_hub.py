@@ -173,7 +173,7 @@ def _name(video: str | list[str]) -> str:
 
 def _records(path: Path) -> list[Any]:
     """A list, written as one JSON value or as one object a line."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         records: list[Any] = _json(path)
         return records
@@ -188,6 +188,6 @@ def _records(path: Path) -> list[Any]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path} is no JSON: {error}. Check the file out again.") from error

@@ -4,7 +4,8 @@
      "objects": ["dog"]}
 
 `clip` is a path below the folder, and all but it may be left out: the id is then the clip's name, the question the one that is
-asked of every clip. What else a line says, such as `objects` (what the clip holds, for CHAIR), is in the sample's record.
+asked of every clip. Several lines may ask about one clip; each then needs an id. What else a line says, such as `objects`
+(what the clip holds, for CHAIR), is in the sample's record.
 """
 
 import json
@@ -30,16 +31,16 @@ def read_questions(table: str | Path, folder: str | Path = ".", *, question: str
     Raises:
         DatasetError: If a line is no JSON object with a clip.
     """
-    with Path(table).open(encoding="utf-8") as lines:
+    with Path(table).open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 record = _record(line, f"{table}, line {number}")
                 yield Sample(
-                    id=str(record.get("id", Path(record["clip"]).stem)),
+                    id=str(record.get("id") if record.get("id") is not None else Path(record["clip"]).stem),
                     path=inside(folder, record["clip"], f"{table}, line {number}"),
                     question=record.get("question", question), options=tuple(record.get("options", ())),
                     label=record.get("label", ""), start=record.get("start"), end=record.get("end"),
-                    record={key: value for key, value in record.items() if key not in _OWN},
+                    record={key: value for key, value in record.items() if key not in _OWN}, clip=record["clip"],
                 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def read_vggsound(
     folder: str | Path,
     *,
     split: Literal["train", "test"] | None = None,
-    n_options: int = 20,
+    n_options: int | None = 20,
     seed: int = 0,
     suffix: str = ".mp4",
 ) -> Iterator[Sample]:
@@ -39,7 +39,7 @@ def read_vggsound(
         table: vggsound.csv.
         folder: Where the clips are. Those that are missing are yielded too; opening them says so.
         split: Only the clips of this split.
-        n_options: How many events to choose from, the right one included.
+        n_options: How many events to choose from, the right one included; None for 20, or all of a table that has fewer.
         seed: Of the wrong options and their order. A clip's do not depend on the other clips.
         suffix: Of the clips' files.
 
@@ -48,15 +48,14 @@ def read_vggsound(
     """
     rows = _rows(Path(table))
     events = sorted({label for _id, _start, label, _split in rows})
-    if not 1 <= n_options <= min(len(events), len(LETTERS)):
-        raise DatasetError(
-            f"{table} has {len(events)} events. Ask for 1 to {min(len(events), 26)} options, not {n_options}."
-        )
+    n = min(len(events), 20) if n_options is None else n_options
+    if not 1 <= n <= min(len(events), len(LETTERS)):
+        raise DatasetError(f"{table} has {len(events)} events. Ask for 1 to {min(len(events), 26)} options, not {n}.")
     for youtube, start, label, part in rows:
         if split in (None, part):
             name = f"{youtube}_{start:06d}"
-            options = _options(label, events, n_options, [seed, zlib.crc32(name.encode())])
-            closing = f"Respond ONLY with a single label letter (A–{LETTERS[n_options - 1]})."
+            options = _options(label, events, n, [seed, zlib.crc32(name.encode())])
+            closing = f"Respond ONLY with a single label letter (A–{LETTERS[n - 1]})."
             yield Sample(
                 id=name, path=inside(folder, f"{name}{suffix}", f"{table}, clip {name!r}"),
                 question=choice_question(QUESTION, options, f"\n{closing}"),
@@ -66,13 +65,16 @@ def read_vggsound(
 
 def _rows(table: Path) -> list[tuple[str, int, str, str]]:
     rows = []
-    with table.open(newline="", encoding="utf-8") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if len(row) != 4 or not row[1].strip().isdigit():
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        found = csv.reader(lines)
+        for row in (list(map(str.strip, row)) for row in found):
+            if row in ([], [""]):
+                continue
+            if len(row) != 4 or not all(row[:3]) or not row[1].isdecimal() or "\n" in row[2]:
                 raise DatasetError(
-                    f"{table}, line {number} is {','.join(row)!r}. Write YouTube id, start in seconds, label and split."
+                    f"{table}, line {found.line_num} is {','.join(row)!r}. Write YouTube id, start in seconds, label and split."
                 )
-            rows.append((row[0], int(row[1]), row[2].strip(), row[3].strip()))
+            rows.append((row[0], int(row[1]), row[2], row[3]))
     if not rows:
         raise DatasetError(f"{table} names no clip. Pass a data set that does.")
     return rows

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from operator import index
 from typing import Any
 
 from avlens.analyses.selection import first_whole, others_of
@@ -55,6 +56,18 @@ class Experiment:
     asks_choices: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(getattr(self.measure, "__qualname__", None), str):
+            raise ExperimentError(
+                f"the experiment {self.name!r} measures with {self.measure!r:.80}, which has no name that a run is known by. "
+                "Give a function, and what it is to be told in the conditions."
+            )
+        _check_conditions(self.name, self.conditions)
+        try:
+            object.__setattr__(self, "seeds", tuple(map(index, self.seeds)))
+        except TypeError as error:
+            raise ExperimentError(
+                f"the experiment {self.name!r} has the seeds {self.seeds!r}. Give whole numbers."
+            ) from error
         if not self.name or not self.conditions or not self.seeds:
             raise ExperimentError(
                 f"the experiment {self.name!r} has {len(self.conditions)} conditions and {len(self.seeds)} seeds. Give it a "
@@ -119,6 +132,31 @@ class Experiment:
             if {above, *([below] if below else []), *by} <= columns:
                 tables[value] = summarise(records, above, over=below or None, by=by)
         return tables
+
+
+def _check_conditions(name: str, conditions: Any) -> None:
+    """Refuse conditions that a manifest cannot hold.
+
+    Raises:
+        ExperimentError: With the first.
+    """
+    if not isinstance(conditions, Mapping):
+        raise ExperimentError(
+            f'the experiment {name!r} has the conditions {conditions!r:.80}. Give settings by name: {{"a": {{}}}}.'
+        )
+    for condition, settings in conditions.items():
+        if not isinstance(condition, str) or not isinstance(settings, Mapping) or "seed" in settings:
+            raise ExperimentError(
+                f"the experiment {name!r} has the condition {condition!r} with {settings!r:.80}. Give a text with settings by "
+                "name; seeds are those of the experiment."
+            )
+        try:
+            json.dumps(dict(settings))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ExperimentError(
+                f"the condition {condition!r} of {name!r} has a setting that JSON cannot hold ({error}), as the manifest of a "
+                "run does. Give numbers, texts, lists and mappings of them."
+            ) from error
 
 
 @dataclass(frozen=True)

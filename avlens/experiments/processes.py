@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
@@ -50,7 +51,9 @@ class Processes:
         """
         if self.n < 1:
             raise ExperimentError(f"n is {self.n}. Start one worker or more.")
-        pool = _Pool(self, work, own_loader(model))
+        load = own_loader(model)
+        _check_sendable((work, load))
+        pool = _Pool(self, work, load)
         try:
             yield pool
         finally:
@@ -130,17 +133,40 @@ class _Pool:
         for future in done:
             item = running.pop(future)
             try:
-                yield future.result()
+                yield self._result(future, item)
             except BrokenProcessPool:
                 suspects.append(item)
 
     def _alone(self, item: Item) -> Record:
         for death in range(DEATHS):
             try:
-                return self._submit(_measure, item, death).result()
+                return self._result(self._submit(_measure, item, death), item)
             except BrokenProcessPool:
                 self.open()
         return lost(self.work, item, self.made_by)
+
+    def _result(self, future: Future[Record], item: Item) -> Record:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise
+        except Exception as error:  # noqa: BLE001 - workers raise nothing: what did was on the way to one
+            return lost(self.work, item, self.made_by, f"it could not be sent to a worker: {described(error)}")
+
+
+def _check_sendable(what: Any) -> None:
+    """Refuse what other processes cannot import.
+
+    Raises:
+        ExperimentError: If something in it is a lambda, or defined within a function.
+    """
+    try:
+        ForkingPickler.dumps(what)
+    except Exception as error:
+        raise ExperimentError(
+            f"workers are other processes, and cannot be sent what to do ({described(error)}). Define the functions that "
+            "measure, read and load at the top of a module, or run in-process."
+        ) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from avlens.analyses.logit_lens import logit_lens
 from avlens.analyses.probes import Features, Probes, linear_probes, probe_features
 from avlens.analyses.selection import prompt_of
 from avlens.analyses.shift import token_distribution_shift
-from avlens.errors import MetricError
+from avlens.errors import MetricError, PromptError
 from avlens.experiments.asking import Row, clip_of, label_and_others, vocabulary_of
 from avlens.experiments.experiment import Condition, Experiment
 from avlens.hubs import find_hubs
@@ -114,6 +114,8 @@ def measure_attention(model: Any, opened: Opened, condition: Condition) -> list[
 def measure_shift(model: Any, opened: Opened, condition: Condition) -> list[Row]:
     """Each token of the answer, as the model sees it without one modality, or with it corrupted."""
     clip, question = clip_of(opened), opened.sample.question
+    if not (clip.has_audio if condition["base"] in ("no audio", "silent") else clip.has_video):
+        raise PromptError(f"{clip!r} lacks the modality that is to be taken away. Give a clip with frames and sound.")
     changed = {
         "no audio": clip.without_audio, "no video": clip.without_video, "silent": clip.silenced, "blank": clip.blanked,
     }[condition["base"]]()  # fmt: skip

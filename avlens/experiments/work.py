@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ from avlens.errors import AVLensError, ExperimentError
 from avlens.experiments.experiment import Experiment, Item
 from avlens.media import Clip
 from avlens.model import HookedAVModel
-from avlens.records import Record, nan_names, plain_row
+from avlens.records import Record, is_nan, nan_names, plain_row, readable
 from avlens.samples import Sample, read_clip
 
 Load = Callable[[], HookedAVModel]
@@ -89,12 +89,12 @@ class Worker:
         warned = (
             cut(f"{one.category.__name__}: {one.message}") for one in said if issubclass(one.category, UserWarning)
         )
-        if not problem and rows and not any(map(_holds_something, rows)):
+        if not problem and rows and all(is_nan(value) for row in rows for value in row.values()):
             problem = f"every value is NaN: {', '.join(nan_names(rows))}"
         return Record(
             sample=item.sample.id, condition=item.condition, seed=item.seed, rows=rows, problem=problem,
             notes=(*notes, *dict.fromkeys(warned)), asks=item.sample.asks, settings=settings, made_by=self.made_by,
-            seconds=time.monotonic() - started, memory=peak_memory(),
+            seconds=time.monotonic() - started, memory=peak_memory(), clip=item.sample.clip,
         )  # fmt: skip
 
     def _tried(
@@ -111,10 +111,10 @@ class Worker:
                     rows = self.experiment.measure(
                         self.model, item.opened(self.read), {**settings, **way, "seed": item.seed}
                     )
-                    return tuple(plain_row(row) for row in rows), "", notes
-            except Exception as error:  # noqa: BLE001 - whatever one item does, the others are measured
+                    return tuple(map(plain_row, _rows(rows))), "", notes
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever one item does, the others are measured
                 if not is_out_of_memory(error):
-                    return (), cut(f"{type(error).__name__}: {error}"), notes
+                    return (), cut(f"{type(error).__name__}: {_said(error)}"), notes
                 times = "once" if attempt else f"{len(ways)} times"
                 out_of_memory = cut(f"out of memory, {times}: {_first_line(error)}")
             let_go(self.model)  # Not within except: there the traceback still holds what is to be let go.
@@ -124,13 +124,15 @@ class Worker:
 DEATHS = 2
 """So many workers may die of one item, by itself, before it is given up."""
 
+DIED = "the worker died each time, killed or for want of memory; its output may say why"
 
-def lost(work: Work, item: Item, made_by: Mapping[str, Any]) -> Record:
-    """The record of an item that every worker died of."""
+
+def lost(work: Work, item: Item, made_by: Mapping[str, Any], problem: str = DIED) -> Record:
+    """The record of an item that no worker gave one of."""
     return Record(
         sample=item.sample.id, condition=item.condition, seed=item.seed, asks=item.sample.asks, made_by=made_by,
         settings=dict(work.experiment.conditions[item.condition]),
-        problem="the worker died each time, killed or for want of memory; its output may say why",
+        problem=problem, clip=item.sample.clip,
     )  # fmt: skip
 
 
@@ -151,7 +153,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
-        said in str(error) for said in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+        said in _said(error) for said in ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
     )
 
 
@@ -195,13 +197,31 @@ def _seeded(seed: int) -> Iterator[None]:
             random.setstate(before[1])
 
 
-def _holds_something(row: Mapping[str, Any]) -> bool:
-    return any(not isinstance(value, float) or value == value for value in row.values())
+def _rows(returned: Any) -> Iterator[Mapping[str, Any]]:
+    """What a function that measures returned.
+
+    Raises:
+        ExperimentError: If it is no list of rows.
+    """
+    for row in returned if isinstance(returned, Iterable) and not isinstance(returned, Mapping) else [returned]:
+        if not isinstance(row, Mapping) or not row or row is returned:
+            raise ExperimentError(
+                f'measuring returned {returned!r:.80}. Return a list of rows, such as [{{"x": 1.0}}].'
+            )
+        yield row
 
 
 def described(error: BaseException) -> str:
     """What went wrong; who raised an error of avlens need not be said."""
-    return cut(str(error) if isinstance(error, AVLensError) else f"{type(error).__name__}: {error}")
+    return cut(_said(error) if isinstance(error, AVLensError) else f"{type(error).__name__}: {_said(error)}")
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, if it can be read at all."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - an error of somebody else's, which must not end a run either
+        return "(what it says cannot be read)"
 
 
 LONGEST = 2000
@@ -209,8 +229,8 @@ LONGEST = 2000
 
 
 def cut(text: str) -> str:
-    """The beginning of a text that is too long."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    """The beginning of a text that is too long, in characters that can be written."""
+    return readable(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
 
 
 def not_loaded(reason: str) -> ExperimentError:
@@ -221,7 +241,7 @@ def not_loaded(reason: str) -> ExperimentError:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (_said(error).splitlines() or [type(error).__name__])[0]
 
 
 def own_loader(model: Any) -> Load:

@@ -45,6 +45,40 @@ def test_files_of_any_content_are_read_or_refused(tmp_path_factory, records, suf
                 assert isinstance(sample, Sample) and sample.path.resolve().is_relative_to(Path.cwd())
 
 
+WRITTEN = {
+    "vggsound.csv": 'a,1,"dog, barking",test\nb,2,rain,test\n',
+    "audioset.csv": '# Segments\n# YTID, start, end, labels\na, 1.000, 11.000, "/m/1,/m/2"\nb, 2.000, 12.000, "/m/2"\n',
+    "audiocaps.csv": 'audiocap_id,youtube_id,start_time,caption\n1,a,1,"A dog, barking"\n2,b,2,Rain\n',
+    "avhbench.json": '[{"video_id": "a", "task": "t", "text": "q", "label": "Yes"},\n'
+    '{"video_id": "b", "task": "t", "text": "q", "label": "No"}]\n',
+    "prompts.json": '[[{"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "q"}]}]]\n',
+    "own.jsonl": '{"clip": "a.mp4", "question": "q"}\n{"clip": "b.mp4", "id": null, "question": "q"}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_files_that_other_programs_wrote_are_read_alike(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(WRITTEN[name].encode())
+    plain = read_data(path, tmp_path).samples
+    assert plain[0].path == tmp_path / plain[0].path.name and plain[0].path.name[0] == "a"
+    for written in (
+        b"\xef\xbb\xbf" + WRITTEN[name].encode(), WRITTEN[name].replace("\n", "\r\n").encode(), (WRITTEN[name] + "\n\n").encode()
+    ):  # fmt: skip
+        path.write_bytes(written)
+        assert read_data(path, tmp_path).samples == plain
+
+
+def test_seconds_and_texts_that_are_none_are_refused(tmp_path):
+    for name, text in (
+        ("a.csv", '# x\na, inf, 3, "/m/1"\n'), ("a.csv", '# x\na, 1, nan, "/m/1"\n'),
+        ("a.jsonl", '{"clip": "a.mp4", "id": "\\udcff"}'),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DatasetError, match="Write YouTube id|which is no text"):
+            read_data(tmp_path / name, tmp_path)
+
+
 @pytest.mark.parametrize(
     "name",
     [

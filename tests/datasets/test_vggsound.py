@@ -1,5 +1,6 @@
 import pytest
 
+from avlens.data import read_data
 from avlens.datasets.vggsound import read_vggsound
 from avlens.errors import DatasetError
 
@@ -33,9 +34,22 @@ def test_options_depend_on_seed_and_clip_alone(table, tmp_path):
     assert len({samples[0].label for samples in others}) > 1
 
 
+def test_a_table_of_fewer_events_lists_them_all(table, tmp_path):
+    samples = list(read_vggsound(table, tmp_path, n_options=None))
+    assert all(set(sample.options) == set(EVENTS) for sample in samples) and samples[0].question.endswith("(A–E).")
+    found = read_data(table, tmp_path)
+    assert list(found.samples) == samples and found.chance == pytest.approx(1 / 5)
+    table.write_text("\n".join(f"clip,{i},event {i},test" for i in range(30)))
+    assert {len(sample.options) for sample in read_data(table, tmp_path).samples} == {20}
+
+
 def test_lines_of_another_kind_and_too_many_options_are_refused(table, tmp_path):
     with pytest.raises(DatasetError, match="Ask for 1 to 5 options, not 20"):
         next(read_vggsound(table, tmp_path))
     table.write_text(table.read_text() + "clip,soon,sailing,test\n")
     with pytest.raises(DatasetError, match="line 6 is 'clip,soon,sailing,test'"):
         next(read_vggsound(table, tmp_path, n_options=2))
+    for line in ("clip,1,,test", ",1,sailing,test", 'clip,1,"sailing,test\nclip-0,0,"dog",test'):
+        table.write_text(line + "\n")
+        with pytest.raises(DatasetError, match="Write YouTube id"):
+            next(read_vggsound(table, tmp_path, n_options=1))

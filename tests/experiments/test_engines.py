@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -71,6 +72,22 @@ def check_same_records_but_for_what_kills(engine, folder):
 @forks
 def test_two_processes_give_the_records_of_one(tmp_path):
     check_same_records_but_for_what_kills(Processes(2), tmp_path)
+
+
+def test_what_other_processes_cannot_be_sent_is_said(tmp_path):
+    once = replace(LOUDNESS, conditions={"one": {"parts": 1}}, seeds=(0,))
+    for wrong in (
+        {"experiment": replace(once, measure=lambda *_: [])},
+        {"read": lambda sample: read(sample)},
+        {"model": lambda: 1},
+    ):
+        given = {"experiment": once, "model": small_model, "read": read} | wrong
+        with pytest.raises(ExperimentError, match="at the top of a module"):
+            run(given["experiment"], given["model"], samples(1), tmp_path, read=given["read"], engine=Processes(1))
+    asked = samples(2)
+    asked[0].record["open"] = lambda: None
+    found = run(once, small_model, asked, tmp_path, read=read, engine=Processes(1))
+    assert [one.problem.partition(": ")[0] for one in found.records] == ["it could not be sent to a worker", ""]
 
 
 @forks

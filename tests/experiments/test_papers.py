@@ -12,7 +12,7 @@ from avlens.analyses.flow import information_flow
 from avlens.analyses.selection import Judgement, judge
 from avlens.analyses.tracing import causal_trace
 from avlens.data import read_data
-from avlens.errors import ExperimentError, MetricError
+from avlens.errors import ExperimentError, MetricError, PromptError
 from avlens.experiments import EXPERIMENTS, asking, cross_modal_hubs, for_data, run, see_and_hear, senses_to_decisions
 from avlens.records import Record, RecordTable, plain_row
 from avlens.samples import Opened, Sample
@@ -265,3 +265,10 @@ def test_comparisons_take_conditions(tiny, tmp_path):
     assert ("question first", "last", "video") in table.groups
     whole = found.to_frame().dropna(subset="mass").groupby(["sample", "condition", "reader", "layer"]).mass.sum()
     assert whole.to_numpy() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_clip_without_the_modality_shows_no_shift(model, samples):
+    settings = {"max_new_tokens": 2, "seed": 0}
+    for base, clip in (("no audio", tiny_clip(1.0, audio=False)), ("no video", tiny_clip(1.0, video=False))):
+        with pytest.raises(PromptError, match="lacks the modality"):
+            see_and_hear.measure_shift(model, Opened(samples[0], clip, ""), settings | {"base": base})

@@ -5,14 +5,18 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
 from avlens import records
 from avlens.cost import duration
 from avlens.errors import ExperimentError, RecordError
 from avlens.experiments import Experiment, run
 from avlens.experiments.estimate import estimate_run
+from avlens.experiments.experiment import _check_conditions as check_conditions
 from avlens.experiments.work import Work, Worker, weights_digest
 from avlens.records import Record, read_records
 from avlens.testing import tiny_model
@@ -81,6 +85,41 @@ def test_whatever_goes_wrong_is_recorded_and_the_rest_goes_on(model, tmp_path):
     assert len(found.failures) == 5 and len(found.problems()) == 6
 
 
+class UnreadableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+RETURNED = {
+    "None": (None, "measuring returned None. Return a list of rows"),
+    "one row": ({"x": 1}, "Return a list of rows"),
+    "an empty row": ([{}], "Return a list of rows"),
+    "no row": ([1.0], "Return a list of rows"),
+    "NaN in a list": ([{"x": torch.tensor([float("nan")] * 2)}], "every value is NaN: x"),
+    "its own sample": ([{"sample": "other", "x": 1}], "every record has of its own"),
+    "many digits": ([{"x": 10**5000}], "of many digits"),
+    "exit": (SystemExit(3), "SystemExit: 3"),
+    "no words": (UnreadableError(), "UnreadableError: (what it says cannot be read)"),
+    "half a character": (ValueError("no \udcff.mp4"), r"ValueError: no \udcff.mp4"),
+}
+
+
+def returned(model, opened, condition):
+    what = list(RETURNED.values())[opened.sample.record["index"]][0]
+    if isinstance(what, BaseException):
+        raise what
+    return what
+
+
+def test_whatever_a_function_returns_or_raises_is_a_problem_of_its_item_alone(model, tmp_path):
+    found = run(Experiment("returned", returned), model, samples(len(RETURNED)), tmp_path, read=read)
+    for one, (name, (_, says)) in zip(found.records, RETURNED.items(), strict=True):
+        assert says in one.problem, name
+    assert results(read_records(tmp_path)) == results(found)
+    found.problems().to_string().encode()
+    assert "<table" in found._repr_html_()
+
+
 def test_what_goes_wrong_at_length_is_recorded_in_part(model, tmp_path):
     def wordy(*_):
         warnings.warn("w" * 200_000, stacklevel=1)
@@ -131,6 +170,13 @@ def test_what_had_a_problem_is_tried_again(model, tmp_path):
     assert sorted(set(tried)) == [f"clip-{i:03d}" for i in (1, 2, 3, 5, 6)]
 
 
+def test_a_question_that_had_a_problem_may_be_put_right(model, tmp_path):
+    asked = samples(3)
+    run(EACH_KIND, model, asked, tmp_path, read=read)
+    asked[1:] = [replace(one, question="another ?", record={"index": 0}) for one in asked[1:]]
+    assert not run(EACH_KIND, model, asked, tmp_path, read=read).failures
+
+
 def test_files_that_cannot_be_read_and_warnings_are_recorded(model, tmp_path):
     def reading(sample):
         if sample.id == "clip-001":
@@ -162,8 +208,13 @@ def test_another_model_or_experiment_is_refused(model, tmp_path):
     with pytest.raises(RecordError, match="whose experiment is 'loudness', not 'other'"):
         run(replace(one, name="other"), lambda: pytest.fail("loaded a model"), samples(1), tmp_path, read=read)
     asked = [replace(samples(1)[0], question="what do you see ?")]
-    with pytest.raises(RecordError, match="another question about 'clip-000'"):
-        run(one, model, asked, tmp_path, read=read)
+    others = [
+        replace(samples(1)[0], path=Path("other.mp4")),
+        replace(samples(1)[0], record={"index": 0, "objects": ["dog"]}),
+    ]
+    for other in ([*asked], *([other] for other in others)):
+        with pytest.raises(RecordError, match="another question about 'clip-000'"):
+            run(one, model, other, tmp_path, read=read)
     with pytest.raises(ExperimentError, match="Give each its own"):
         run(one, model, samples(1) * 2, tmp_path, read=read)
     with pytest.raises(ExperimentError, match="options to choose from"):
@@ -180,6 +231,18 @@ def test_an_experiment_needs_a_name_conditions_and_seeds():
     for wrong in ({"name": ""}, {"conditions": {}}, {"seeds": ()}, {"seeds": (1, 1)}):
         with pytest.raises(ExperimentError, match="at least one of each|each once"):
             replace(LOUDNESS, **wrong)
+
+
+def test_an_experiment_is_what_a_manifest_can_hold():
+    for wrong, says in (
+        ({"measure": partial(loudness)}, "Give a function"), ({"conditions": {"a": {"seed": 1}}}, "those of the experiment"),
+        ({"conditions": {"a": {"x": torch.ones(1)}}}, "JSON cannot hold"),
+    ):  # fmt: skip
+        with pytest.raises(ExperimentError, match=says):
+            replace(LOUDNESS, **wrong)
+    for conditions in (["a"], {1: {}}, {None: {}}, {"a": None}, ({} for _ in "ab")):
+        with pytest.raises(ExperimentError, match="Give settings by name|Give a text"):
+            check_conditions("x", conditions)
 
 
 def test_a_run_says_what_it_will_cost_and_may_be_told_to_stop(model, tmp_path):
@@ -229,8 +292,6 @@ def test_estimates_by_hand(tmp_path):
 
 
 def test_a_random_state_is_left_as_it_was(model):
-    import torch
-
     before = torch.random.get_rng_state()
     Worker(Work(LOUDNESS, read), model).measure(LOUDNESS.items(samples(1))[0])
     assert torch.equal(torch.random.get_rng_state(), before)
