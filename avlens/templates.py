@@ -248,7 +248,7 @@ def _read(value: Any) -> float:
 
 def _product(value: Any, given: Sequence[Any], name: str) -> float:
     """The most that an operator, filter or method makes of a value and what it is given."""
-    if name in ("default", "d"):
+    if name in ("default", "d") or (name in ("length", "count") and isinstance(value, Collection)):
         return 0.0
     if name in _FORMATS:
         return _formatted(value, given)

@@ -125,6 +125,13 @@ def test_a_long_question_is_far_from_what_a_template_may_take():
     assert text in render(CHAT_TEMPLATE, messages=chat, add_generation_prompt=True)
 
 
+def test_a_long_conversation_may_be_asked_for_its_length_at_each_turn():
+    source = "{% for m in messages %}{% if loop.index0 < messages|length - 1 %}{{ m.content }}{% endif %}{% endfor %}"
+    chat = [{"role": ("user", "assistant")[i % 2], "content": f"{i} " * 1000} for i in range(300)]
+    wanted, _ = render_jinja_template([chat], chat_template=source)
+    assert render(source, messages=chat) == wanted[0]
+
+
 def test_a_checkpoint_with_such_a_template_says_so(tmp_path):
     model = HookedAVModel.from_pretrained("avlens-tiny")
     model.family.tokenizer.chat_template = HOSTILE["loops in loops"].replace("R", "range(100000)")
