@@ -104,7 +104,7 @@ def explicit(
     scores = on_scores(attention_scores(q, k, visible, scale, clear))
     pattern = on_pattern(scores.softmax(-1, dtype=torch.float32).to(q.dtype))
     groups = pattern.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
-    return (groups @ v).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    return (groups @ v).unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])).flatten(1, 2)
 
 
 def attention_scores(
@@ -116,7 +116,7 @@ def attention_scores(
 ) -> Float[Tensor, "batch head query_pos key_pos"]:
     """Scaled scores, -inf where a key is not visible; the first `clear` of them are, to every row."""
     groups = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
-    scores = (groups @ k.transpose(-1, -2)).unflatten(2, (-1, q.shape[2])).flatten(1, 2)
+    scores = (groups @ k.transpose(-1, -2)).unflatten(2, (q.shape[1] // k.shape[1], q.shape[2])).flatten(1, 2)
     # In place: nothing else holds what the product made.
     scores.mul_(q.shape[-1] ** -0.5 if scale is None else scale)[..., clear:].masked_fill_(
         ~visible[..., clear:], -torch.inf

@@ -341,7 +341,10 @@ class HookedAttention(nn.Module):
         k, v = at.read(self.layer, k.transpose(1, 2), v.transpose(1, 2))
         q = through(self.hook_q, self.q_proj(at.ask(x)).unflatten(-1, (self.cfg.n_heads, self.cfg.d_head)))
         q = through(self.hook_rot_q, rotate(self.q_norm(q) if self.cfg.use_qk_norm else q, at.cos, at.sin))
-        z = through(self.hook_z, self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2))
+        at.run.values = v
+        z = self._attend(q.transpose(1, 2), k, v, at).transpose(1, 2)
+        at.run.values = None
+        z = through(self.hook_z, z)
         if watched(self.hook_result):
             return through(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2) + self.b_O
         out: Tensor = self.o_proj(z.flatten(2))

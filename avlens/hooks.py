@@ -10,7 +10,7 @@ This is the only file that imports transformer_lens.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -137,6 +137,9 @@ class Run:
         media_row: While an encoder runs: the row of the batch whose sound, video or image it reads.
         discarded: Whether tokens of the prompt have left the sequence.
         again: Whether a decoding method reads the text a second time, which no hook bound to rows sees.
+        values: While a block of the decoder attends: the values that its queries may read.
+        rows: While a hook that is bound to some rows of the batch is called: these.
+        notes: What hooks leave for later ones of the same pass.
     """
 
     padding: Int[Tensor, " batch"]
@@ -147,6 +150,9 @@ class Run:
     media_row: int | None = None
     again: bool = False
     discarded: bool = False
+    values: Float[Tensor, "_batch _key_value_head _key d_head"] | None = None
+    rows: tuple[int, ...] | None = None
+    notes: dict[Any, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -266,7 +272,9 @@ class OnRows:
             raise BatchError(f"a hook is bound to row {self.rows[-1]}, but the batch at {hook.name} has {x.shape[0]}.")
         if run is not None:
             layouts = tuple(run.layouts[row] for row in self.rows)
-            hook.ctx["run"] = replace(run, padding=run.padding[self._where], layouts=layouts)
+            values = None if run.values is None else run.values[self._where]
+            padding = run.padding[self._where]
+            hook.ctx["run"] = replace(run, padding=padding, layouts=layouts, values=values, rows=self.rows)
         try:
             # A copy: what is kept of it must not keep the other rows, nor an edit in place reach them.
             edited = self.fn(x[self._where].clone(), hook=hook)

@@ -74,6 +74,7 @@ def run_batch(
             n = sum(start <= layer for start in batch.starts)
             x = _entering(unedited, layer, step, x, below, n)
             run.padding, run.layouts, run.query_index = inputs.padding.expand(n), inputs.layouts * n, step.enter
+            run.discarded = len(step.gone) > 0
             at.past, at.asked = Splice(unedited, brought, batch.edits[:n], step, pasts[:n]), step.leave
             at.additions = unedited.added(layer, step.enter, n)
             if made is None or not torch.equal(made, step.enter):

@@ -322,4 +322,4 @@ def _said(batches: Sequence[Batch], runs: Sequence[float]) -> str:
     rows = sorted(max(len(step.leave) for step in batch.steps.values()) for batch in batches)
     of = f"{rows[0]} to {rows[-1]}" if rows[0] != rows[-1] else f"{rows[0]}"
     work = f"{sum(runs) / n:.3f} each, {sum(runs):.2f} together"
-    return f"{n} in {len(batches)} batches, at most {of} rows of a layer for each: {work}"
+    return f"{n} in {len(batches)} batch{'es' * (len(batches) != 1)}, at most {of} rows of a layer for each: {work}"

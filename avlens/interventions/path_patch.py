@@ -26,21 +26,21 @@ from torch import Tensor
 
 from avlens import names
 from avlens.cache import AVCache
-from avlens.errors import BatchError, LayerError, PositionError
-from avlens.hooks import FwdHook, HookFn, HookPoint, current_run, head_mask, rows_of
+from avlens.errors import BatchError, HookError, LayerError, PositionError
+from avlens.hooks import FwdHook, HookFn, HookPoint, current_run, head_mask, query_positions, rows_of
 from avlens.tokens import TokenSet
 
 SITES = ("rot_k", "v")
 """What a cache must hold to be read so."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What `queries` read at `keys` in one layer.
 
     Attributes:
         queries: Positions that read.
-        keys: Positions that are read.
+        keys: Positions that are read, ascending.
         k: Keys of the other run, rotated, in the set's order.
         v: Its values.
         heads: Heads that read so; all if None.
@@ -53,37 +53,37 @@ class Reading:
     v: Float[Tensor, "key key_value_head d_head"]
     heads: tuple[int, ...] | None
     unit: Int[Tensor, " pos"] | None
-    _q: Tensor | None = field(default=None, init=False, repr=False)
-    _dv: Tensor | None = field(default=None, init=False, repr=False)
-    _added: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     def hooks(self, layer: int) -> list[FwdHook]:
-        """Hooks that keep the layer's queries and values, edit its scores, see its pattern and correct what comes of it."""
-        edits: dict[str, HookFn] = {"rot_q": self._keep_queries, "v": self._keep_values, "z": self._correct}
-        by_row: dict[str, HookFn] = {"attn_scores": _ByRow(self, self._rescore), "pattern": _ByRow(self, self._see)}
-        return [(names.at(site, layer), fn) for site, fn in {**edits, **by_row}.items()]
+        """Hooks that note the layer's queries, edit its scores, see its pattern and correct what comes of it."""
+        steps = {"rot_q": self._keep, "attn_scores": self._rescore, "pattern": self._see, "z": self._correct}
+        return [(names.at(site, layer), _Step(self, fn)) for site, fn in steps.items()]
 
-    def _keep_queries(self, q: Float[Tensor, "batch pos head d_head"], hook: HookPoint) -> None:
-        run, n = current_run(hook), len(self.queries.tokens)
-        self._q, self._added = None, []
-        if q.shape[1] == 1 and n > 1:
-            return  # a generated token: only the prompt is patched
-        if not rows_of(hook, self.queries).all() or (run is not None and bool(run.padding.any())) or q.shape[1] != n:
+    def _keep(self, q: Float[Tensor, "batch pos head d_head"], hook: HookPoint) -> None:
+        run, positions = current_run(hook), query_positions(hook, q)
+        if run is None:
+            raise HookError(
+                f"path patching at {hook.name} needs the values that are read, which a HookedAVModel tells."
+            )
+        if int(positions.min()) >= len(self.queries.tokens):
+            return  # generated tokens: only the prompt is patched
+        if not rows_of(hook, self.queries).all() or bool(run.padding.any()) or run.discarded:
             raise BatchError(
                 f"path patching at {hook.name} needs whole prompts of one layout, none padded and nothing discarded."
             )
-        self._q = q
+        run.notes[self, run.rows] = _Notes(q, positions[0])
 
-    def _keep_values(self, v: Float[Tensor, "batch pos key_value_head d_head"], hook: HookPoint) -> None:  # noqa: ARG002
-        whole = v.shape[1] == len(self.keys.tokens)
-        self._dv = self.v.to(v.device, v.dtype) - v[:, self.keys.positions.to(v.device)] if whole else None
+    def _noted(self, hook: HookPoint) -> "_Notes | None":
+        run = current_run(hook)
+        return None if run is None else run.notes.get((self, run.rows))
 
     def _rescore(self, scores: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint) -> Tensor | None:
         """A copy of the scores with those of the edge from the other run's keys; what may not be read stays so."""
-        if self._q is None:
+        if (noted := self._noted(hook)) is None:
             return None
         asked, row, column, chosen = self._block(scores, hook)
-        q, k = self._q[:, asked], _per_head(self.k.to(scores.device, scores.dtype), scores.shape[1], dim=1)
+        q = noted.q[:, torch.searchsorted(noted.positions, asked)]
+        k = _per_head(self.k.to(scores.device, scores.dtype), scores.shape[1], dim=1)
         old = scores[:, :, row[:, None], column]
         new = torch.einsum("bqhd,khd->bhqk", q, k[: len(column)]) * q.shape[-1] ** -0.5
         edited = scores.clone()
@@ -92,20 +92,23 @@ class Reading:
 
     def _see(self, pattern: Float[Tensor, "batch head query_pos key_pos"], hook: HookPoint) -> None:
         """Keep what the other run's values add to each row of the edge."""
-        if self._q is None or self._dv is None:
+        run, noted = current_run(hook), self._noted(hook)
+        if noted is None or run is None or run.values is None:
             return
         asked, row, column, chosen = self._block(pattern, hook)
         paid = pattern[:, :, row[:, None], column] * chosen
-        dv = _per_head(self._dv, pattern.shape[1], dim=2)[:, : len(column)]
-        self._added.append((asked, torch.einsum("bhqk,bkhd->bqhd", paid, dv)))
+        own = run.values[:, :, column].transpose(1, 2)
+        dv = _per_head(self.v.to(own.device, own.dtype)[: len(column)] - own, pattern.shape[1], dim=2)
+        noted.added.append((asked, torch.einsum("bhqk,bkhd->bqhd", paid, dv)))
 
-    def _correct(self, z: Float[Tensor, "batch pos head d_head"], hook: HookPoint) -> Tensor | None:  # noqa: ARG002
-        if self._q is None:
+    def _correct(self, z: Float[Tensor, "batch pos head d_head"], hook: HookPoint) -> Tensor | None:
+        run, noted = current_run(hook), self._noted(hook)
+        if noted is None or run is None:
             return None
         edited = z.clone()
-        for asked, added in self._added:
-            edited[:, asked] += added
-        self._q, self._dv, self._added = None, None, []
+        for asked, added in noted.added:
+            edited[:, torch.searchsorted(noted.positions, asked)] += added
+        del run.notes[self, run.rows]
         return edited
 
     def _block(
@@ -113,31 +116,44 @@ class Reading:
     ) -> tuple[Int[Tensor, " query"], Int[Tensor, " query"], Int[Tensor, " key"], Bool[Tensor, "#head query key"]]:
         """Of the edge, in the rows that x has: the queries, their rows, the keys' columns, and which pairs count.
 
-        The keys are in ascending order, so that those which a chunk does not reach are the last.
+        Nothing was discarded, so that a key stands at the column of its position; those that x does not reach are the last.
         """
-        run = current_run(hook)
-        first = 0 if run is None else int(run.query_index[0])
-        asked = self.queries.positions[
-            (self.queries.positions >= first) & (self.queries.positions < first + x.shape[2])
-        ]
-        column = self.keys.positions[self.keys.positions < x.shape[3]]
-        chosen = torch.ones(len(asked), len(column), dtype=torch.bool)
+        positions = query_positions(hook, x, dim=2)[0]
+        row = self.queries.holds(positions).nonzero()[:, 0]
+        asked = positions[row]
+        column = self.keys.positions[self.keys.positions < x.shape[3]].to(x.device)
+        chosen = torch.ones(len(asked), len(column), dtype=torch.bool, device=x.device)
         if self.unit is not None:
-            chosen = self.unit[asked][:, None] != self.unit[column]
-        heads = head_mask(self.heads, x)
-        return asked.to(x.device), (asked - first).to(x.device), column.to(x.device), chosen.to(x.device) & heads
+            unit = self.unit.to(x.device)
+            chosen = unit[asked][:, None] != unit[column]
+        return asked, row, column, chosen & head_mask(self.heads, x)
 
     def __repr__(self) -> str:
         return f"Reading({self.queries!r} of {self.keys!r})"
 
 
 @dataclass(frozen=True, eq=False)
-class _ByRow:
-    """A step at scores or pattern, which takes some query rows at a time."""
+class _Notes:
+    """What the steps of one layer tell each other: queries, where they stand, and what is to be added to which rows of z."""
+
+    q: Float[Tensor, "batch pos head d_head"]
+    positions: Int[Tensor, " pos"]
+    added: list[tuple[Int[Tensor, " query"], Float[Tensor, "batch query head d_head"]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """A step of a reading, which takes some query rows at a time."""
 
     reading: Reading
     fn: HookFn
     row_wise: bool = True
+    overwrites: bool = False
+
+    @property
+    def touches(self) -> TokenSet:
+        """The queries."""
+        return self.reading.queries
 
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor | None:
         return self.fn(x, hook)

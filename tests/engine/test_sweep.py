@@ -9,7 +9,7 @@ from avlens.engine import plan_sweep, read_edited, sweep, unedited
 from avlens.errors import BatchError, HookError, LayerError, PositionError
 from avlens.families import FAMILIES
 from avlens.inputs import AVInputs
-from avlens.interventions import ablate, discard, knockout, patch, reweight
+from avlens.interventions import ablate, discard, knockout, patch, path_patch, reweight
 from avlens.interventions.discard import Discard
 from avlens.testing import tiny_clip, tiny_model
 from tests.helpers import assert_equal
@@ -62,7 +62,7 @@ LAYERS = st.one_of(
 )
 EDIT = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(["patch", "patch", "knockout", "reweight", "ablate", "discard"]),
+        "kind": st.sampled_from(["patch", "patch", "knockout", "reweight", "path", "ablate", "discard"]),
         "tokens": SOME,
         "keys": SOME,
         "layers": LAYERS,
@@ -74,6 +74,12 @@ EDIT = st.fixed_dictionaries(
         "own": st.booleans(),
     }
 )
+
+
+def together(added):
+    """Edits that one run may have: a path is not patched where tokens were discarded."""
+    discards = any(one["kind"] == "discard" for one in added)
+    return [one for one in added if not (discards and one["kind"] == "path")]
 
 
 def some(case, said):
@@ -99,6 +105,8 @@ def hooks_of(case, one):
         keys = keys - case.tokens.at([0])
         # A query that is not among the keys still reads itself, so that it is not starved.
         return knockout(tokens - keys, keys, layers=one["layers"], heads=one["heads"]), nothing
+    if one["kind"] == "path":
+        return path_patch(case.cache, tokens, keys, layers=one["layers"], heads=one["heads"]), nothing
     if one["kind"] == "reweight":
         return reweight(tokens, keys, one["strength"], layers=one["layers"], site=one["attention"]), nothing
     if one["kind"] == "ablate":
@@ -116,7 +124,7 @@ def test_a_sweep_is_each_edit_by_itself(family, drawn, asked):
     asked = some(case, asked)
     for name, added in enumerate(drawn):
         edits[str(name)] = []
-        for one in added:
+        for one in together(added):
             hooks, dropped = hooks_of(case, one)
             edits[str(name)] += hooks
             asked = asked - dropped
@@ -133,7 +141,7 @@ def test_an_edited_reading_is_that_of_the_edit_by_itself(family, drawn):
     case, last = CASES[family], CASES[family].tokens.last
     edits = {"none": [], "unknown": [("blocks.1.hook_mlp_out", lambda x, hook: 0.5 * x)]}
     for name, added in enumerate(drawn):
-        edits[str(name)] = [hook for one in added for hook in hooks_of(case, one)[0]]
+        edits[str(name)] = [hook for one in together(added) for hook in hooks_of(case, one)[0]]
     # Nothing leaves the layer in which tokens are discarded, or the one after: all is written over.
     over, tail = patch(case.cache, last, layers=[2]), case.tokens.at(range(9, case.n))
     edits |= {
@@ -195,6 +203,27 @@ def test_edits_that_need_the_same_rows_run_together_and_join_where_they_begin():
     found = sweep(case.model, case.inputs, edits, logits_at=last, progress="knocking out")
     for row, hooks in zip(found, edits.values(), strict=True):
         assert_equal(row, case.in_full(hooks, last))
+
+
+def test_a_path_to_the_last_position_costs_a_row_of_each_layer_and_edits_may_share_it():
+    case = CASES["qwen2_5_omni"]
+    last, tokens = case.tokens.last, case.tokens
+    shared = path_patch(case.cache, last, tokens.audio, layers=[1])
+    edits = {
+        f"{i} {head}": path_patch(case.cache, last, tokens.media, layers=[i], heads=[head])
+        for i in (0, 2)
+        for head in (0, 3)
+    }
+    edits |= {"one": shared, "again": shared, "and more": shared + path_patch(case.cache, last, tokens.video)}
+    plan = plan_sweep(case.model, case.inputs, edits, logits_at=last)
+    assert not plan.in_full and len(plan.batches) == 1
+    assert all(step.enter.tolist() == [case.n - 1] for step in plan.batches[0].steps.values())
+    found = sweep(case.model, case.inputs, edits, logits_at=last, attn="eager")
+    for row, hooks in zip(found, edits.values(), strict=True):
+        assert_equal(row, case.in_full(hooks, last))
+    gone = discard(tokens.video, layer=1) + path_patch(case.cache, last, tokens.audio)
+    with pytest.raises(BatchError, match="nothing discarded"):
+        sweep(case.model, case.inputs, {"none": [], "gone": gone}, logits_at=last)
 
 
 def test_a_discard_runs_without_the_rows_it_drops():
