@@ -49,11 +49,11 @@ class Brought:
     kept: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def put(self, layer: int, edit: int, at: Int[Tensor, " row"], k: Tensor, v: Tensor) -> None:
-        """Write those of an edit at `at` into keys and values of a whole prompt, [pos, key_value_head, d_head]."""
+        """Write those of an edit at `at` into keys and values of a whole prompt, [key_value_head, pos, d_head]."""
         positions, keys, values = self.kept[layer, edit]
         rows, into = torch.searchsorted(positions, at).to(keys.device), at.to(k.device)
-        k.index_copy_(0, into, keys.index_select(0, rows).to(k))
-        v.index_copy_(0, into, values.index_select(0, rows).to(v))
+        k.index_copy_(1, into, keys.index_select(1, rows).to(k))
+        v.index_copy_(1, into, values.index_select(1, rows).to(v))
 
     @property
     def nbytes(self) -> int:
@@ -105,5 +105,5 @@ def bring(model: HookedAVModel, inputs: AVInputs, wanted: Iterable[Bringing]) ->
         nothing = torch.zeros(1, len(at), model.cfg.d_model, dtype=model.dtype, device=model.device)
         with model.hooks(one.hooks), running(model.watched_points(), run):
             k, v = blocks[one.layer].keys_and_values(nothing, Pass(run, cos[:, at], sin[:, at], None, "auto"))
-        brought.kept.update({(one.layer, edit): (at, k[0], v[0]) for edit in one.edits})
+        brought.kept.update({(one.layer, edit): (at, k[0].transpose(0, 1), v[0].transpose(0, 1)) for edit in one.edits})
     return brought

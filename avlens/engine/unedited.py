@@ -149,22 +149,22 @@ class Splice:
         end = self.unedited.kept[names.at("v", layer)].shape[1] if self.pasts else int(index[-1]) + 1
         if len(index) == end:
             return k, v, index
-        own = dict(zip(_READ, (k.transpose(1, 2), v.transpose(1, 2)), strict=True))
-        whole = [self._unedited(site, layer, len(k), end) for site in own]
+        at = index.to(k.device)
+        whole = [self._unedited(site, layer, len(k), end) for site in _READ]
         if len(self.step.brought):
             for row, edit in enumerate(self.edits):
                 self.brought.put(layer, edit, self.step.brought, whole[0][row], whole[1][row])
-        at = index.to(k.device)
-        for into, rows in zip(whole, own.values(), strict=True):
-            into.index_copy_(1, at, rows)
+        for into, rows in zip(whole, (k, v), strict=True):
+            into.index_copy_(2, at, rows)
         positions = torch.arange(end)
         if len(self.step.gone):
             positions = (~torch.isin(positions, self.step.gone)).nonzero()[:, 0]
-            whole = [keys[:, positions.to(k.device)] for keys in whole]
-        return whole[0].transpose(1, 2), whole[1].transpose(1, 2), positions
+            whole = [one[:, :, positions.to(k.device)] for one in whole]
+        return whole[0], whole[1], positions
 
-    def _unedited(self, site: str, layer: int, n: int, end: int) -> Float[Tensor, "edit pos key_value_head d_head"]:
-        theirs = self.unedited.kept[names.at(site, layer)][:, :end]
-        whole = theirs.new_empty(n, end, *theirs.shape[2:])
-        whole[:, : theirs.shape[1]] = theirs
+    def _unedited(self, site: str, layer: int, n: int, end: int) -> Float[Tensor, "edit key_value_head pos d_head"]:
+        """Heads come first, as attention reads them, so that no product copies them."""
+        theirs = self.unedited.kept[names.at(site, layer)][:, :end].transpose(1, 2)
+        whole = theirs.new_empty(n, theirs.shape[1], end, theirs.shape[3])
+        whole[:, :, : theirs.shape[2]] = theirs
         return whole

@@ -289,6 +289,17 @@ def test_patterns_that_are_streamed_hold_what_is_estimated():
         assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.3)
 
 
+def test_many_rows_of_one_query_each_hold_what_is_estimated():
+    model, inputs = case(n_layers=6)
+    tokens, last = inputs.tokens, inputs.tokens.last
+    edits = {f"{i} {h}": knockout(last, tokens.audio, layers=[i], heads=[h]) for i in range(6) for h in range(4)}
+    plan = plan_sweep(model, inputs, edits, logits_at=last, timed=False)
+    with Held() as held:
+        sweep(model, inputs, edits, logits_at=last)
+    assert len(plan.batches) == 1
+    assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.2)
+
+
 def test_edited_readings_hold_what_is_estimated_and_are_let_go_of():
     model, inputs = case()
     tokens, last = inputs.tokens, inputs.tokens.last
