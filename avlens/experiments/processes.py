@@ -57,7 +57,7 @@ class Processes:
         try:
             yield pool
         finally:
-            pool.executor.shutdown(wait=True, cancel_futures=True)
+            pool.close()
 
 
 class _Pool:
@@ -72,7 +72,7 @@ class _Pool:
         numbers, failures = context.SimpleQueue(), context.SimpleQueue()
         for number in range(self.n):
             numbers.put(number)
-        threads, others = max(1, torch.get_num_threads() // self.n), set(multiprocessing.active_children())
+        threads, self.others = max(1, torch.get_num_threads() // self.n), set(multiprocessing.active_children())
         self.executor = ProcessPoolExecutor(
             self.n,
             context,
@@ -83,8 +83,7 @@ class _Pool:
             first, *_ = [self._submit(_made_by) for _ in range(self.n)]  # Each starts a process.
             self.made_by = first.result()
         except KeyboardInterrupt:
-            for starting in set(multiprocessing.active_children()) - others:
-                starting.kill()  # They would load their models first.
+            self._kill()  # They would load their models first.
             self.executor.shutdown()
             raise
         except BrokenProcessPool as error:
@@ -95,6 +94,18 @@ class _Pool:
                 "no worker came up. Each loads the model by itself, and imports the functions that measure and read: define "
                 'them in a module, and start a script\'s run below if __name__ == "__main__". What the worker said is above.'
             ) from error
+
+    def close(self) -> None:
+        """End the workers when each has measured what it has begun; at once if that is interrupted."""
+        try:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+
+    def _kill(self) -> None:
+        for worker in set(multiprocessing.active_children()) - self.others:
+            worker.kill()
 
     def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         with _interrupts_later():  # Submitting may start a process.

@@ -64,7 +64,7 @@ def run(
     items = experiment.items(samples)
     refuse_other(out, experiment.identity)  # Before models are loaded.
     with (engine or InProcess()).start(Work(experiment, read), model) as workers:
-        identity = {**experiment.identity, **{name: workers.made_by[name] for name in ("model", "weights", "dtype")}}
+        identity = {**experiment.identity, **{name: workers.made_by[name] for name in ("model", "dtype", "weights")}}
         with RecordFolder(out, identity) as folder:
             _measure_missing(workers, items, folder, experiment.name, on_estimate, progress)
             found = {item.key: folder.done[item.key] for item in items if item.key in folder.done}

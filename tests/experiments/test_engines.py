@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -88,6 +89,24 @@ def test_what_other_processes_cannot_be_sent_is_said(tmp_path):
     asked[0].record["open"] = lambda: None
     found = run(once, small_model, asked, tmp_path, read=read, engine=Processes(1))
     assert [one.problem.partition(": ")[0] for one in found.records] == ["it could not be sent to a worker", ""]
+
+
+@forks
+def test_a_second_ctrl_c_does_not_wait_for_what_is_being_measured():
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    pool = object.__new__(processes._Pool)
+    fork = multiprocessing.get_context("fork")
+    own, worker = (fork.Process(target=time.sleep, args=(60,)) for _ in range(2))
+    own.start()
+    pool.others, pool.executor = set(multiprocessing.active_children()), SimpleNamespace(shutdown=interrupted)
+    worker.start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.close()
+    worker.join(30)
+    assert worker.exitcode == -9 and own.is_alive()
+    own.kill()
 
 
 @forks
