@@ -235,6 +235,7 @@ def test_an_experiment_is_run_and_goes_on(run, tmp_path):
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out, "--limit", 5, "--estimate")
     assert code == 0 and "estimate: 2 to go" in err and "without --estimate goes on" in said and "named" not in said
     code, said, err = run("run", "lens", "--data", "synthetic:6", "--out", out)
+    assert "\r" not in err and "item/s" not in err  # no bars where nobody watches
     assert code == 0 and "RecordTable(6 records of 6 samples, 0 with a problem)" in said and "named_other" in said
     code, said, _ = run("run", "lens", "--data", "synthetic:6", "--out", out, "--json")
     found = json.loads(said)

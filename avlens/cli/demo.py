@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from avlens.cli.options import DEFAULT_MODEL, AsJson, Device, Dtype, ModelName, load
-from avlens.cli.output import show
+from avlens.cli.output import bars, show
 
 
 def demo(
@@ -19,5 +19,5 @@ def demo(
     """Make a clip and tell the whole story on it: tokens, sinks, dominance, a patch that restores an answer, ASD."""
     from avlens.demo import run_demo
 
-    story = run_demo(load(model, device, dtype), out, progress=not as_json)
+    story = run_demo(load(model, device, dtype), out, progress=bars(as_json))
     show(story.summary, as_json, lambda: typer.echo(story.text))

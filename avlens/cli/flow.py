@@ -18,7 +18,7 @@ from avlens.cli.options import (
     load,
     read_clip,
 )
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import bars, echo, rows_of, show
 from avlens.errors import ViewError
 
 
@@ -75,7 +75,7 @@ def flow(
     n = min(7, loaded.cfg.n_layers // 4 | 1) if window is None else window
     found = information_flow(
         loaded, inputs, edge or usual_edges(inputs.tokens, groups), groups=groups, window=n, sweep=sweep.value,
-        controls=Controls(controls) if controls else None, progress=not as_json,
+        controls=Controls(controls) if controls else None, progress=bars(as_json),
     )  # fmt: skip
     table, answer = found.to_frame(), found.answers[0]
     if out is not None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,11 @@ def echo(*lines: str) -> None:
     for line in lines:
         if line:
             typer.echo(line)
+
+
+def bars(as_json: bool) -> bool:
+    """Whether bars of progress are shown: to somebody who watches, never in a file."""
+    return not as_json and sys.stderr.isatty()
 
 
 def rows_of(frame: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from avlens.cli.options import DEFAULT_MODEL, AsJson, Device, Dtype, ModelName
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import bars, echo, rows_of, show
 
 
 class Choice(StrEnum):
@@ -98,7 +98,7 @@ def run(
         with redirect_stdout(sys.stderr):  # Where Ray says that a worker died.
             records = run_experiment(
                 chosen, source, found.samples, out, read=read, engine=engines[engine], on_estimate=said,
-                progress=not as_json,
+                progress=bars(as_json),
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"interrupted; what was measured is in {out}. Run the same command again to go on.", err=True)

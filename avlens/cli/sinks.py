@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from avlens.cli.options import DEFAULT_MODEL, HEAR, AsJson, ClipPath, Device, Dtype, ModelName, Question, load, prepare
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import bars, echo, rows_of, show
 
 
 def sinks(
@@ -24,7 +24,7 @@ def sinks(
     loaded = load(model, device, dtype)
     inputs = prepare(loaded, clip, question)
     dims = find_sink_dims(loaded)
-    story = find_hubs(loaded, inputs, dims, progress=not as_json)
+    story = find_hubs(loaded, inputs, dims, progress=bars(as_json))
     found, hubs = story.sinks, story.hubs
     table = found.to_frame().join(story.dominance.to_frame()[["mds", "one_sided"]])
     table["hub"] = ["cross" if p in hubs.cross else "uni" if p in hubs.uni else "" for p in table.index]

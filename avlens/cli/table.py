@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from avlens.cli.options import DEFAULT_MODEL, AsJson, Device, Direction, Dtype, ModelName, load
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import bars, echo, rows_of, show
 from avlens.errors import PositionError, ViewError
 
 
@@ -52,12 +52,12 @@ def table(
     if out is not None:
         _make_folder(out)
     judged = unimodal_dominance(
-        loaded, found.samples, corrupt=corrupt.value, ask=found.ask, seed=seed, read=found.read, progress=not as_json,
+        loaded, found.samples, corrupt=corrupt.value, ask=found.ask, seed=seed, read=found.read, progress=bars(as_json),
         save_to=None if out is None else out / "judged",
     )  # fmt: skip
     result = hub_table(
         loaded, found.samples, judged, read=found.read, n=numbers, draws=draws, direction=direction.value,
-        site=tuple(site.split(",")), seed=seed, progress=not as_json,
+        site=tuple(site.split(",")), seed=seed, progress=bars(as_json),
     )  # fmt: skip
     if out is not None:
         _write_table(result, out)

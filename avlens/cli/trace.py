@@ -18,7 +18,7 @@ from avlens.cli.options import (
     load,
     read_clip,
 )
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import bars, echo, rows_of, show
 from avlens.errors import LayerError, MediaError
 
 
@@ -55,7 +55,7 @@ def trace(
     clean = loaded.prepare(source, question)
     result = causal_trace(
         loaded, clean, loaded.prepare(broken, question), token_sets(loaded, clean), direction=direction.value,
-        site=tuple(site.split(",")), layers=_layers(layers, loaded.cfg.n_layers), progress=not as_json,
+        site=tuple(site.split(",")), layers=_layers(layers, loaded.cfg.n_layers), progress=bars(as_json),
     )  # fmt: skip
     value = {
         "answers": {"clean": result.answers[0], "corrupt": result.answers[1]}, "TE_clean": result.te_clean,
