@@ -153,20 +153,40 @@ def block_bytes(
         explicit: Whether patterns are made, some rows at a time.
     """
     size, d, heads, device = cfg.dtype.itemsize, cfg.d_model, edits * cfg.n_heads, torch.device(cfg.device).type
-    q, kv = cfg.n_heads * cfg.d_head, cfg.n_key_value_heads * cfg.d_head
-    inside = leave * edits * cfg.d_mlp * size * (cfg.experts_per_token or 1)
-    if cfg.num_experts is None:
-        inside = min(inside, mlp_bytes(device))
+    d_head = max(cfg.d_head, cfg.d_head_global or 0)
+    q, kv = cfg.n_heads * d_head, cfg.n_key_value_heads * d_head
     # What was embedded, the stream that enters, and rotary angles are there all the time.
-    always = enter * (2 * d + 2 * cfg.d_head)
+    always = enter * (2 * d + 2 * d_head)
     normed = enter * d * (2 if size == 4 else 3 * 4 // size)  # norms are taken in fp32
     attention = enter * (d + 2 * kv) + (2 * keys * kv if keys > enter else 0) + leave * 3 * q
-    mlp = leave * d * 3 + max(0, leave - 2 * max(1, mlp_bytes(device) // (edits * size * cfg.d_mlp))) * d
     masks = min(leave * keys * size, KEPT_MASKS) if leave > 1 and keys > enter else 0
     pattern = 12 * heads * keys * chunk_rows(heads, keys, leave, device) if explicit else 0
     return edits * size * always + max(
-        edits * size * normed, edits * size * attention + masks + pattern, edits * size * mlp + 2 * inside
+        edits * size * normed,
+        edits * size * attention + masks + pattern,
+        _mlp_bytes(cfg, leave * edits, mlp_bytes(device)) + 3 * leave * edits * d * size,
     )
+
+
+def _mlp_bytes(cfg: DecoderConfig, rows: int, most: int) -> int:
+    """Inside an MLP of which one activation may have `most` bytes; inside experts, which get a copy of each row they are sent."""
+    size, d = cfg.dtype.itemsize, cfg.d_model
+    if cfg.experts_per_token is not None:
+        return rows * cfg.experts_per_token * size * max(4 * d, 2 * d + 3 * cfg.d_mlp)
+    d_mlp = cfg.d_mlp * (2 if cfg.n_shared else 1)  # blocks that share keys are wider
+    inside = rows * d_mlp * size
+    parts = max(0, rows - 2 * max(1, most // (size * d_mlp)))  # are joined
+    return 2 * min(inside, most) + parts * d * size
+
+
+def added_bytes(cfg: DecoderConfig, length: int) -> int:
+    """Of what is there throughout a run: what encoders add, inputs of each block, keys that blocks share, masks of windows."""
+    size, d_head = cfg.dtype.itemsize, cfg.d_head + (cfg.d_head_global or cfg.d_head)
+    row = cfg.n_deepstack * cfg.d_model + cfg.n_layers * (cfg.d_layer_input or 0)
+    row += 2 * cfg.n_key_value_heads * d_head if cfg.n_shared else 0
+    windows = cfg.attn_types is not None and cfg.window_size is not None and length > cfg.window_size
+    masks = length * length * size if windows else 0
+    return length * row * size + (masks // 2 if masks <= KEPT_MASKS else 0)
 
 
 def pattern_bytes(cfg: DecoderConfig, rows: int, keys: int) -> int:

@@ -474,8 +474,8 @@ class HookedMLP(nn.Module):
 
     def _unseen(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The same where nobody looks inside: in place."""
-        pre = self.gate_proj(x)
-        gate = F.silu(pre, inplace=True) if isinstance(self.act_fn, (nn.SiLU, SiLUActivation)) else self.act_fn(pre)
+        gate = self.gate_proj(x)  # one name, so that what enters the activation is let go of
+        gate = F.silu(gate, inplace=True) if isinstance(self.act_fn, (nn.SiLU, SiLUActivation)) else self.act_fn(gate)
         out: Tensor = self.down_proj(gate.mul_(self.up_proj(x)))
         return out
 

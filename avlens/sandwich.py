@@ -68,6 +68,7 @@ class SandwichAttention(HookedAttention):
 
     Attributes:
         source: The block whose keys and values it reads; None where it makes its own.
+        is_source: Whether another block reads its own.
     """
 
     scale = 1.0
@@ -76,6 +77,7 @@ class SandwichAttention(HookedAttention):
         nn.Module.__init__(self)
         is_local = _kind(cfg, layer) == "local"
         self.cfg, self.layer, self.source = cfg, layer, _source(cfg, layer)
+        self.is_source = any(_source(cfg, other) == layer for other in range(cfg.n_layers))
         self.window = cfg.window_size if is_local else None
         wide = cfg.d_head_global or cfg.d_head
         self.d_head = cfg.d_head if is_local else wide
@@ -97,7 +99,8 @@ class SandwichAttention(HookedAttention):
         k, v = self._make(x, cos, sin) if self.source is None else at.made[self.source]
         k = through(self.hook_rot_k, k.transpose(1, 2)).transpose(1, 2)
         v = through(self.hook_v, v.transpose(1, 2)).transpose(1, 2)
-        at.made[self.layer] = k, v
+        if self.is_source:
+            at.made[self.layer] = k, v
         z = through(self.hook_z, self._attend(q, *at.read(self.layer, k, v), at).transpose(1, 2))
         if watched(self.hook_result):
             return through(self.hook_result, torch.einsum("bphd,hdm->bphm", z, self.W_O.to(z.dtype))).sum(2) + self.b_O

@@ -76,7 +76,7 @@ def _of_run(
     explicit = cfg.n_layers if watched & {"pattern", "attn_scores"} else 0
 
     def nbytes(n: int) -> int:
-        block = cost.block_bytes(cfg, n, n, n, explicit=bool(explicit))
+        block = cost.added_bytes(cfg, n) + cost.block_bytes(cfg, n, n, n, explicit=bool(explicit))
         logits = cost.logits_bytes(cfg, n if len(asked) == len(tokens) else min(n, len(asked)))
         return cost.kept_bytes(cfg, kept, 1, n) + block + logits + 4 * cfg.n_heads * n * cfg.n_layers * len(reductions)
 

@@ -53,10 +53,11 @@ class Held:
 
     @cached_property
     def kept(self) -> int:
-        """Bytes of what the unedited run leaves, and of the results."""
+        """Bytes of what the unedited run leaves, of what is there throughout runs, and of the results."""
         streams = self.cfg.dtype.itemsize * self.cfg.d_model * self.streamed
         results = cost.logits_bytes(self.cfg, self.asked) * self.results
-        return streams + self.layers * self.reach * _keys_and_values(self.cfg) + results
+        added = cost.added_bytes(self.cfg, self.length)
+        return streams + self.layers * self.reach * _keys_and_values(self.cfg) + results + added
 
     @cached_property
     def brought(self) -> int:

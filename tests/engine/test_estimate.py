@@ -18,6 +18,7 @@ from avlens.engine import estimate as engine_estimate
 from avlens.engine import estimate_run, needs, plan_sweep, read_edited, sweep
 from avlens.engine.estimate import rates_of
 from avlens.errors import TooLargeError
+from avlens.families import FAMILIES
 from avlens.hubs import find_hubs, hub_reductions
 from avlens.interventions import knockout, patch
 from avlens.testing import tiny_clip, tiny_model
@@ -67,6 +68,27 @@ def test_a_run_holds_what_is_estimated(dtype, wide):
         with Held() as held:
             model.run_with_cache(inputs, names_filter=list(kept), logits_at=last)
         assert held.peak == pytest.approx(estimate.nbytes, rel=0.2)
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+def test_runs_and_sweeps_of_every_family_hold_what_is_estimated(family):
+    model = tiny_model(family, seed=1, n_layers=8)
+    inputs = model.prepare(tiny_clip(10.0, fps=4.0, size=(112, 112)), "what do you hear ?")
+    last = inputs.tokens.last
+    model(inputs, logits_at=last)
+    with Held() as held:
+        model(inputs, logits_at=last)
+    assert held.peak == pytest.approx(estimate_run(model, inputs, logits_at=last, timed=False).nbytes, rel=0.25)
+    _, cache = model.run_with_cache(inputs, "resid_pre", logits_at=last)
+    edits = {
+        "audio": patch(cache, inputs.tokens.audio),
+        "late": patch(cache, inputs.tokens.video, layers=[6]),
+        "none": [],
+    }
+    plan = plan_sweep(model, inputs, edits, logits_at=last, timed=False)
+    with Held() as held:
+        sweep(model, inputs, edits, logits_at=last)
+    assert held.peak == pytest.approx(plan.estimate.nbytes, rel=0.25)
 
 
 def test_a_long_prompt_goes_through_mlps_some_rows_at_a_time(monkeypatch):
