@@ -160,7 +160,8 @@ def test_flow(run, clip, tmp_path):
 
 def test_models_and_check(run):
     code, out, _ = run("models")
-    assert code == 0 and "avlens-tiny" in out and "qwen2_5_omni" in out
+    assert code == 0 and "avlens-tiny" in out and "qwen2_5_omni: Qwen2.5-Omni 3B, 7B" in out
+    assert max(map(len, out.splitlines())) <= 100
     code, out, _ = run("check", "avlens-tiny", "--json")
     checked = json.loads(out)
     assert code == 0 and checked["holds"] and len(checked["laws"]) == 9

@@ -132,7 +132,8 @@ def direct_logit_attribution(
     first = _token(model, answer, logits)
     second = None if against is None else _token(model, against, logits)
     if first == second:
-        raise PromptError(f"the answers {answer!r} and {against!r} begin with the same token. Pass two that differ.")
+        told = f"the answer {answer!r}" if answer is not None else "the model's own answer"
+        raise PromptError(f"{told} and against={against!r} begin with the same token. Pass two that differ.")
     direction = _direction(model, first, second) / cache["ln_final.hook_scale"][0, -1].float().cpu()
     layers = range(model.cfg.n_layers)
     written = [_by_head(model, cache, layer, parts) @ direction for layer in layers]

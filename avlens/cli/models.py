@@ -1,17 +1,15 @@
 """`avlens models`: which models avlens knows."""
 
 from avlens.cli.options import AsJson
-from avlens.cli.output import echo, rows_of, show
+from avlens.cli.output import echo, show
 
 
 def models(as_json: AsJson = False) -> None:
     """Which models avlens knows."""
-    import pandas as pd
-
     from avlens.checkpoint import zoo_names
     from avlens.families import FAMILIES
 
-    families = pd.DataFrame([{"family": f.name, "models": f.title, "tested against": f.tested} for f in FAMILIES])
-    value = {"zoo": zoo_names(), "families": rows_of(families)}
+    families = [{"family": f.name, "models": f.title, "tested against": f.tested} for f in FAMILIES]
+    lines = [f"{f.name}: {f.title}\n    tested against {f.tested}" for f in FAMILIES]
     zoo = "comes with avlens: " + ", ".join(zoo_names())
-    show(value, as_json, lambda: echo(families.to_string(index=False), "", zoo))
+    show({"zoo": zoo_names(), "families": families}, as_json, lambda: echo(*lines, zoo))

@@ -54,5 +54,8 @@ def test_refusals():
     tokens = inputs.tokens
     with pytest.raises(PromptError, match="same token"):
         direct_logit_attribution(model, inputs, answer=4, against=4)
+    own = int(model(inputs)[0, -1].argmax())
+    with pytest.raises(PromptError, match=f"the model's own answer and against={own} begin"):
+        direct_logit_attribution(model, inputs, against=own)
     with pytest.raises(PositionError, match="shares"):
         direct_logit_attribution(model, inputs, groups={"media": tokens.media, "audio": tokens.audio})
