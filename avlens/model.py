@@ -324,6 +324,24 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     # Running.
 
+    def as_inputs(self, inputs: AVInputs | Tensor) -> AVInputs:
+        """What the model reads: inputs as they are, token ids as prompts of text.
+
+        Args:
+            inputs: What `prepare` returns, or token ids [batch, pos].
+
+        Raises:
+            PromptError: If they are something else.
+        """
+        if isinstance(inputs, AVInputs):
+            return inputs
+        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex()
+        if not whole or inputs.ndim != 2 or not inputs.numel() or inputs.min() < 0:
+            raise PromptError(
+                f"the model was given {_described(inputs)}. Pass what model.prepare(...) returns, or token ids [batch, pos]."
+            )
+        return self.family.text_inputs(inputs)
+
     def forward(
         self,
         inputs: AVInputs | Int[Tensor, "batch pos"],
@@ -342,7 +360,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             logits_at: Positions to unembed; the others cost nothing then.
         """
         with self.alone(grad=grad):
-            inputs = self._as_inputs(inputs)
+            inputs = self.as_inputs(inputs)
             index = torch.arange(inputs.shape[1])
             run = Run(inputs.padding, inputs.layouts, index, index)
             with running(self.watched_points(), run):
@@ -397,7 +415,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
             TooLargeError: If the free memory cannot hold what the filter names; before anything runs.
         """
         with self._lock:
-            inputs = self._as_inputs(inputs)
+            inputs = self.as_inputs(inputs)
             recorder = self._recorder(names_filter, reductions, device, detach=not run_options.get("grad", False))
             where = self.device if device is None else torch.device(device)
             batch, length = inputs.shape
@@ -450,7 +468,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """
         if max_new_tokens < 1:
             raise DecodingError(f"max_new_tokens is {max_new_tokens}. Ask for at least one token.")
-        inputs = self._as_inputs(inputs)
+        inputs = self.as_inputs(inputs)
         config = generation_config(self.stock.whole.generation_config, {"max_new_tokens": max_new_tokens, **options})
         with self.alone(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
@@ -485,7 +503,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
 
     def read(
         self,
-        inputs: AVInputs,
+        inputs: AVInputs | Int[Tensor, "batch pos"],
         past: KeyValues | None = None,
         *,
         fwd_hooks: Sequence[FwdHook] = (),
@@ -494,11 +512,12 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         """Read prompts up to where an answer begins, and keep their keys and values.
 
         Args:
-            inputs: One or more prompts.
+            inputs: One or more prompts, or token ids of texts.
             past: What was read of them already, such as `reading.past.first(n)`; only the rest is read then.
             fwd_hooks: Edits.
             reductions: What to record.
         """
+        inputs = self.as_inputs(inputs)
         with self.alone():
             recorder = self._recorder((), reductions, None, detach=True)
             with self.hooks([*fwd_hooks, *recorder.hooks()]):
@@ -648,16 +667,6 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
     def watched_points(self) -> list[HookPoint]:
         """The hook points at which anything listens."""
         return [point for point in self.hook_dict.values() if watched(point)]
-
-    def _as_inputs(self, inputs: AVInputs | Tensor) -> AVInputs:
-        if isinstance(inputs, AVInputs):
-            return inputs
-        whole = isinstance(inputs, Tensor) and not inputs.is_floating_point() and not inputs.is_complex()
-        if not whole or inputs.ndim != 2 or not inputs.numel() or inputs.min() < 0:
-            raise PromptError(
-                f"the model was given {_described(inputs)}. Pass what model.prepare(...) returns, or token ids [batch, pos]."
-            )
-        return self.family.text_inputs(inputs)
 
     def _merge(self, inputs: AVInputs, run: Run, *, grad: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What enters block 0: token embeddings, with encoder outputs in the places of the media; and what is added later."""

@@ -278,7 +278,7 @@ def test_what_is_no_prompt_is_refused_with_what_to_do():
     with pytest.raises(
         PromptError, match=r"was given a tensor of shape \[3\] and torch.int64. Pass what model.prepare"
     ):
-        MODEL._as_inputs(torch.ones(3, dtype=torch.long))
+        MODEL.as_inputs(torch.ones(3, dtype=torch.long))
     check_part = inspect.unwrap(_check_part)  # without the run-time check of types that tests run under
     with pytest.raises(
         PromptError, match=r"was given a tensor of shape \[3, 28, 28\] and torch.float32. Pass clips, text"

@@ -22,7 +22,7 @@ from avlens.engine.changes import Step, Touch, steps_of, touch_of
 from avlens.engine.estimate import rates_of
 from avlens.engine.needs import Held, Needs
 from avlens.engine.passes import Batch
-from avlens.errors import PositionError
+from avlens.errors import HookError, PositionError
 from avlens.hooks import FwdHook, HookFn
 from avlens.inputs import AVInputs
 from avlens.model import HookedAVModel
@@ -111,7 +111,7 @@ class Plan:
 
 def plan_sweep(
     model: HookedAVModel,
-    inputs: AVInputs,
+    inputs: AVInputs | Int[Tensor, "batch pos"],
     edits: Mapping[str, Sequence[FwdHook]],
     *,
     logits_at: TokenSet | None = None,
@@ -124,7 +124,7 @@ def plan_sweep(
 
     Args:
         model: A HookedAVModel.
-        inputs: One prompt.
+        inputs: One prompt, or the ids of one text.
         edits: Lists of hooks, by name.
         logits_at: Positions to unembed.
         memory: How many bytes a batch may take; by default half of what is free.
@@ -134,12 +134,14 @@ def plan_sweep(
 
     Raises:
         BatchError: If the inputs hold several prompts.
-        HookError: If an edit names a hook point that the model does not have.
+        HookError: If an edit is no list of hooks, or names a hook point that the model does not have.
         PositionError: If a position that is asked for is discarded by an edit.
     """
+    inputs = model.as_inputs(inputs)
     tokens, n_layers = inputs.prompt.tokens, model.cfg.n_layers
     chosen = tokens.all if logits_at is None else logits_at
     tokens.check_own(chosen)
+    _check_edits(edits)
     hooks = tuple(_with_full_names(model, own) for own in edits.values())
     found = [[(name, touch_of(name, fn, tokens.layout)) for name, fn in own] for own in hooks]
     in_full = {edit: why for edit, own in enumerate(found) if (why := _why_in_full(model, own))}
@@ -201,6 +203,21 @@ def _limit(memory: int | None, free: int | None) -> int:
 def _first(schedules: Iterable[Mapping[int, Step]], reading: bool) -> int:
     """The first layer of which the unedited run's keys and values are needed."""
     return 0 if reading else min((min(steps) for steps in schedules), default=0)
+
+
+def _check_edits(edits: object) -> None:
+    """Refuse what is no mapping from names to lists of hooks.
+
+    Raises:
+        HookError: With what is wrong.
+    """
+    if not isinstance(edits, Mapping):
+        raise HookError(f'edits are a {type(edits).__name__}. Give lists of hooks by name: {{"audio": knockout(...)}}.')
+    for name, own in edits.items():
+        if not isinstance(own, Sequence) or not all(isinstance(one, tuple) and len(one) == 2 for one in own):
+            raise HookError(
+                f"the edit {name!r} is {own!r:.80}. Give a list of hooks, (name, function), as patch, knockout, ... return."
+            )
 
 
 def _with_full_names(model: HookedAVModel, hooks: Iterable[FwdHook]) -> tuple[tuple[str, HookFn], ...]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from avlens.decoder import AttentionMode, KeyValues
@@ -35,7 +35,7 @@ Measure = Callable[[Float[Tensor, "pos d_vocab"]], Tensor]
 
 def sweep(
     model: HookedAVModel,
-    inputs: AVInputs,
+    inputs: AVInputs | Int[Tensor, "batch pos"],
     edits: Mapping[str, Sequence[FwdHook]],
     *,
     logits_at: TokenSet | None = None,
@@ -48,7 +48,7 @@ def sweep(
 
     Args:
         model: A HookedAVModel.
-        inputs: One prompt.
+        inputs: One prompt, or the ids of one text.
         edits: Lists of hooks, by name, as `patch`, `knockout`, ... return them, or your own. An empty list is the
             unedited run.
         logits_at: Positions to unembed; by default all. The fewer, the less is computed.
@@ -59,10 +59,11 @@ def sweep(
 
     Raises:
         BatchError: If the inputs hold several prompts.
-        HookError: If an edit names a hook point that the model does not have.
+        HookError: If an edit is no list of hooks, or names a hook point that the model does not have.
         PositionError: If a position that is asked for is discarded by an edit.
         TooLargeError: If the free memory cannot hold what the edits build on and one of them, before anything runs.
     """
+    inputs = model.as_inputs(inputs)
     asked = inputs.prompt.tokens.all if logits_at is None else logits_at
     with model.alone():
         kept, timed = measure is not None, progress is not None
@@ -82,7 +83,7 @@ def sweep(
 
 def read_edited(
     model: HookedAVModel,
-    inputs: AVInputs,
+    inputs: AVInputs | Int[Tensor, "batch pos"],
     edits: Mapping[str, Sequence[FwdHook]],
     use: Callable[[str, Reading], T],
     *,
@@ -98,7 +99,7 @@ def read_edited(
 
     Args:
         model: A HookedAVModel.
-        inputs: One prompt.
+        inputs: One prompt, or the ids of one text.
         edits: Lists of hooks, by name. An empty list is the unedited reading.
         use: Is given an edit's name and its reading, which is let go of afterwards.
         memory: How many bytes a batch of edits may take; by default half of what is free.
@@ -106,10 +107,11 @@ def read_edited(
 
     Raises:
         BatchError: If the inputs hold several prompts.
-        HookError: If an edit names a hook point that the model does not have.
+        HookError: If an edit is no list of hooks, or names a hook point that the model does not have.
         PositionError: If an edit discards the prompt's last position.
         TooLargeError: If the free memory cannot hold what the edits build on and one of them, before anything runs.
     """
+    inputs = model.as_inputs(inputs)
     last, of = inputs.prompt.tokens.last, model.identity(inputs)
     found: dict[str, T] = {}
     with model.alone():

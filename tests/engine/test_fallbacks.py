@@ -1,11 +1,13 @@
 """Where no shortcut is exact a sweep runs in full, and what is shared is computed once."""
 
+import inspect
+
 import pytest
 import torch
 
 from avlens.analyses.tracing import causal_trace
 from avlens.engine import plan_sweep, sweep
-from avlens.errors import PositionError
+from avlens.errors import HookError, PositionError
 from avlens.interventions import ablate, discard, knockout, patch
 from avlens.interventions.discard import fastv
 from avlens.testing import tiny_clip, tiny_model
@@ -98,3 +100,28 @@ def test_a_model_made_in_inference_mode_is_swept():
         assert_equal(found[1], model.run_with_hooks(corrupt, hooks, logits_at=corrupt.tokens.last)[0])
         reading = model.read(corrupt)
         assert model.generate(corrupt, 2, reading=reading).texts == model.generate(corrupt, 2).texts
+
+
+def test_token_ids_are_swept_as_a_text():
+    model = tiny_model(n_layers=2)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    tokens = model.as_inputs(ids).tokens
+    edits = {"none": [], "cut": knockout(tokens.last, tokens.at([1, 2]))}
+    found = sweep(model, ids, edits, logits_at=tokens.last)
+    assert_equal(found[0], model(ids)[0, -1:])
+    assert_equal(found[1], model.run_with_hooks(model.as_inputs(ids), edits["cut"], logits_at=tokens.last)[0])
+    assert torch.equal(model.read(ids).logits, model.read(model.as_inputs(ids)).logits)
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        ([[]], "edits are a list. Give lists of hooks by name"),
+        ({"mine": ("blocks.0.hook_resid_pre", print)}, "the edit 'mine' is .* Give a list of hooks"),
+        ({"mine": None}, "the edit 'mine' is None"),
+    ],
+)
+def test_what_are_no_edits_is_refused(edits, said):
+    model, clean, _ = prepared()
+    with pytest.raises(HookError, match=said):
+        inspect.unwrap(plan_sweep)(model, clean, edits)
