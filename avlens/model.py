@@ -403,7 +403,7 @@ class HookedAVModel(HookedRootModule):  # type: ignore[misc]
         Args:
             inputs: What `prepare` returned, or bare token ids of text.
             names_filter: Short names (`"resid_pre"`), full names, or a predicate. By default everything but scores,
-                patterns and per-head results; `[]` for reductions only.
+                patterns, and results of each head and expert; `[]` for reductions only.
             reductions: What to keep instead of whole activations.
             fwd_hooks: Edits to run with; the cache sees what they left.
             device: Where to keep the activations, such as `"cpu"`; by default where they were made.

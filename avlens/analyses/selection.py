@@ -180,9 +180,9 @@ def unimodal_dominance(
     Args:
         model: A HookedAVModel.
         samples: With options. A clip that cannot be read, or lacks a modality, is skipped with its reason.
-        corrupt: `zero`: silence, black frames. `swap`: sound or frames of the nearest sample before that has
-            another label, or after. `noise`: VCD's at
-            step 500. `mean`: one colour, the clip's mean, and its mean sample, which is close to silence.
+        corrupt: `zero`: silence, black frames. `swap`: sound or frames of the nearest sample before that has another label,
+            or after. `noise`: VCD's at step 500. `mean`: one colour, the clip's mean, and its mean sample, which is close to
+            silence.
         ask: Whether options are listed with letters, or asked for openly.
         require_correct: Whether to select only clips that are answered correctly; the paper does not.
         step: Whether P is taken at the first step, or is its maximum over all steps.

@@ -1,8 +1,8 @@
 """The command line: parsing and printing only. One file, one command; `options` and `output` are what they share.
 
-Every command takes `--model` (a name of the zoo, a folder, or a hub id) and `--json` (one JSON object on stdout and nothing
-else). Bad input ends with a message on stderr and exit code 2. A command imports what it runs when it runs, so that `--help`
-is there at once.
+Every command takes `--json` (one JSON object on stdout and nothing else), and those that run a model its name: `--model`, a name
+of the zoo, a folder, or a hub id. Bad input ends with a message on stderr and exit code 2. A command imports what it runs when
+it runs, so that `--help` is there at once.
 """
 
 import sys
