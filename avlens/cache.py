@@ -24,7 +24,16 @@ from torch import Tensor
 
 from avlens import display, names
 from avlens.errors import BatchError, HookError, MissingActivationError, PositionError
-from avlens.hooks import ActivationCache, FwdHook, HookPoint, current_run, key_positions, query_positions, rows_of
+from avlens.hooks import (
+    ActivationCache,
+    FwdHook,
+    HookPoint,
+    Slice,
+    current_run,
+    key_positions,
+    query_positions,
+    rows_of,
+)
 from avlens.tokens import TokenMap, TokenSet
 
 
@@ -108,6 +117,76 @@ class AVCache(ActivationCache):  # type: ignore[misc]
                 f"{short[0]} was recorded after tokens had been discarded, so that its rows are not the prompt's positions. "
                 "Record a run without discard, or layers before it."
             )
+
+    # TransformerLens's decompositions, with what its models do not have.
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """TransformerLens's; beside the embeddings stands what encoders add to the stream before later blocks ("1_deepstack").
+
+        Raises:
+            HookError: If the parts do not add up to the stream, as in blocks that scale it.
+            MissingActivationError: If the cache lacks a part.
+        """
+        self._require_parts("decompose_resid")
+        parts, labels = super().decompose_resid(layer, mlp_input, mode, apply_ln, pos_slice, incl_embeds, True)
+        if incl_embeds:
+            parts, labels = self._with_later(parts, labels, layer, mlp_input, apply_ln, pos_slice, None)
+        return (parts, labels) if return_labels else parts
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Any = None,
+        return_labels: bool = False,
+        project_output_onto: Tensor | None = None,
+    ) -> Any:
+        """TransformerLens's, by heads and neurons; errors and what is beside the embeddings as in `decompose_resid`."""
+        self._require_parts("get_full_resid_decomposition")
+        parts, labels = super().get_full_resid_decomposition(
+            layer, mlp_input, expand_neurons, apply_ln, pos_slice, True, project_output_onto
+        )
+        parts, labels = self._with_later(parts, labels, layer, mlp_input, apply_ln, pos_slice, project_output_onto)
+        return (parts, labels) if return_labels else parts
+
+    def _require_parts(self, what: str) -> None:
+        if (refuse := getattr(self.model, "require_plain_blocks", None)) is not None:
+            refuse(what)
+
+    def _with_later(
+        self,
+        parts: Tensor,
+        labels: list[str],
+        layer: int | None,
+        mlp_input: bool,
+        apply_ln: bool,
+        pos_slice: Any,
+        onto: Tensor | None,
+    ) -> tuple[Tensor, list[str]]:
+        """The parts of the stream that enters a layer, with those that encoders add after block 0."""
+        seen = any(len(tokens.video) or len(tokens.image) for tokens in self.token_maps)
+        entered = self.model.cfg.n_layers if layer in (None, -1) else layer
+        later = [at for at in range(1, entered + 1) if seen and at <= getattr(self.model.cfg, "n_deepstack", 0)]
+        if not later:
+            return parts, labels
+        kept = pos_slice if isinstance(pos_slice, Slice) else Slice(pos_slice)
+        added = torch.stack([kept.apply(self["deepstack", at], dim=-2) for at in later])
+        if apply_ln:
+            added = self.apply_ln_to_stack(added, layer, mlp_input=mlp_input, pos_slice=kept)
+        if onto is not None:
+            added = added @ onto
+        return torch.cat([parts, added]), [*labels, *(f"{at}_deepstack" for at in later)]
 
     def row(self, row: int) -> "AVCache":
         """One prompt of a batch, without its padding, in memory of its own.

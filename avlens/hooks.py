@@ -20,12 +20,13 @@ from torch import Tensor
 from transformer_lens import ActivationCache, patching
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
+from transformer_lens.utilities import Slice
 
 from avlens.errors import BatchError, HookError, PositionError
 from avlens.names import HookName
 from avlens.tokens import TokenSet
 
-__all__ = ["ActivationCache", "HookPoint", "HookedRootModule", "patching"]
+__all__ = ["ActivationCache", "HookPoint", "HookedRootModule", "Slice", "patching"]
 
 HookFn = Callable[..., Tensor | None]
 FwdHook = tuple[HookName, HookFn]

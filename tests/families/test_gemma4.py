@@ -139,12 +139,14 @@ def test_sweeps_run_in_full_and_logits_are_not_split_by_head():
     for row, edit in zip(swept, edits.values(), strict=True):
         assert_equal(row, MODEL.run_with_hooks(inputs, edit)[0, -1:])
     mute = asked(CLIP.silenced())
+    _, cache = MODEL.run_with_cache(mute)
     for analysis in (
+        cache.decompose_resid, cache.get_full_resid_decomposition,
         lambda: direct_logit_attribution(MODEL, inputs),
         lambda: transport(MODEL, inputs, mute),
         lambda: path_patching(MODEL, inputs, mute, ["audio -> last"]),
-        lambda: path_patch(MODEL.run_with_cache(mute, ["rot_k", "v"])[1], inputs.tokens.last, inputs.tokens.audio),
-    ):
+        lambda: path_patch(cache, inputs.tokens.last, inputs.tokens.audio),
+    ):  # fmt: skip
         with pytest.raises(HookError, match="is not defined for Gemma 4 E2B, E4B, whose blocks read windows"):
             analysis()
 

@@ -137,6 +137,29 @@ def test_a_hook_on_the_deepstack_decides_what_is_added():
     assert (cache["deepstack", 2][:, elsewhere] == 0).all() and (cache["deepstack", 2][:, ~elsewhere] != 0).any()
 
 
+@pytest.mark.parametrize("kind", ["video_and_audio", "image", "audio", "text"])
+def test_parts_of_the_stream_hold_what_encoders_add_later(kind):
+    inputs = prompts(kind)
+    logits, cache = MODEL.run_with_cache(inputs, lambda name: True)
+    later = (
+        [f"{at}_deepstack" for at in range(1, MODEL.cfg.n_deepstack + 1)]
+        if kind in ("video_and_audio", "image")
+        else []
+    )
+    for layer in range(4):
+        parts, labels = cache.decompose_resid(layer, return_labels=True)
+        assert_equal(parts.sum(0), cache["resid_pre", layer] if layer < 3 else cache["resid_post", 2])
+        assert len(labels) == len(parts) and [name for name in labels if "deepstack" in name] == later[:layer]
+    last, labels = cache.decompose_resid(apply_ln=True, pos_slice=-1, return_labels=True)
+    assert len(labels) == len(last)
+    directions = MODEL.ln_final.w[:, None] * MODEL.W_U
+    assert_equal(last.sum(0) @ directions, logits[:, -1])
+    projected = cache.get_full_resid_decomposition(
+        expand_neurons=False, apply_ln=True, pos_slice=-1, project_output_onto=directions[:, 5]
+    )
+    assert_equal(projected.sum(0), logits[:, -1, 5])
+
+
 # Order and positions.
 
 
